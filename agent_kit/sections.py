@@ -261,8 +261,13 @@ class DeploySettings(Section):
     workspace_path: OptionalText = Field(
         default=None, description="the workspace folder for the source; by default in your home"
     )
+    extras: Words = Field(default=(), description="extras of your project that the app needs")
     user_api_scopes: Words = Field(
         default=(), description="what the app may do on behalf of its users"
+    )
+    resources: Lines = Field(
+        default=(),
+        description="what the app may use, one a line: warehouse: sql_warehouse id=… permission=…",
     )
 
 # %% ../nbs/005_sections.ipynb #be0b7927
