@@ -302,12 +302,13 @@ def _is_user(item: Mapping[str, Any]) -> bool:
 
 def _history_item(item: Mapping[str, Any]) -> dict[str, Any]:
     """Return an item of an old run as an item of a new request."""
-    content = item.get("content")
-    if "role" not in item:
-        return {key: value for key, value in item.items() if key not in ("id", "status")}
+    kept = {key: value for key, value in item.items() if key not in ("id", "status")}
+    if kept.get("type") == "message":
+        del kept["type"]
+    content = kept.get("content")
     if isinstance(content, list) and all(part.get("type") == "output_text" for part in content):
-        content = "".join(part["text"] for part in content)
-    return {"role": item["role"], "content": content}
+        kept["content"] = "".join(part["text"] for part in content)
+    return kept
 
 
 def case_from_conversation(
@@ -333,7 +334,10 @@ def case_from_conversation(
         for position, item in enumerate(items[: asked[-1] + 1])
         if item.get("type") != "reasoning" and (not played or position in asked)
     ]
-    inputs = {"turns": [item["content"] for item in history]} if played else {"input": history}
+    is_chat = any(item.get("role") == "tool" or item.get("tool_calls") for item in history)
+    inputs = {"messages" if is_chat else "input": history}
+    if played:
+        inputs = {"turns": [item["content"] for item in history]}
     return Case(inputs, dict(expectations or {}), dict(tags or {}))
 
 # %% ../nbs/150_datasets.ipynb #21af99b4

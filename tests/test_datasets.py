@@ -307,6 +307,18 @@ def test_a_played_conversation_keeps_what_the_user_said() -> None:
     }
 
 
+def test_a_chat_keeps_its_tool_calls() -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    chat = [
+        {"role": "user", "content": "1+1?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "2"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "And plus 1?"},
+    ]
+    assert case_from_conversation(chat).inputs == {"messages": chat}
+
+
 def test_nobody_asked() -> None:
     with pytest.raises(DatasetError, match="no message of a user"):
         case_from_conversation([{"role": "assistant", "content": "Hello?"}])
