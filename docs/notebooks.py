@@ -11,6 +11,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 PROJECT = Path(__file__).resolve().parent.parent
+_LINK = re.compile(r"(?<=\]\()([\w./-]+)\.ipynb(?=\))")
 
 
 def to_markdown(notebook: Path, link: str) -> str:
@@ -29,14 +30,8 @@ def to_markdown(notebook: Path, link: str) -> str:
             parts += [f"```text\n{output}\n```"] if output else []
         else:
             parts.append(cell.source.strip())
-    return (
-        re.sub(
-            r"(?<=\]\()([\w./-]+)\.ipynb(?=\))",
-            lambda match: link.format(match[1]),
-            "\n\n".join(parts),
-        )
-        + "\n"
-    )
+    text = _LINK.sub(lambda match: link.format(match[1]), "\n\n".join(parts))
+    return f"{text}\n"
 
 
 def readme() -> str:
