@@ -1,0 +1,323 @@
+"""Who is asking, as whom the agent acts, and what is never shown."""
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import Iterator
+
+import pytest
+from databricks_stand_in import (
+    ADA_TOKEN,
+    APP_USER,
+    BOB_TOKEN,
+    CLIENT_ID,
+    CLIENT_SECRET,
+    Workspace,
+    serve_workspace,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent_kit import context as context_module
+from agent_kit.context import (
+    CredentialsError,
+    RequestContext,
+    UserTokenMissing,
+    current_context,
+    databricks_headers,
+    databricks_host,
+    get_obo_workspace_client,
+    get_request_headers,
+    get_workspace_client,
+    on_databricks_apps,
+    redact,
+    use_context,
+)
+
+
+def asked_by(token: str | None) -> RequestContext:
+    headers = {"x-forwarded-access-token": token} if token else {}
+    return RequestContext(request_id="req_1", headers=headers)
+
+
+# The context variable
+
+
+def test_the_context_is_that_of_its_task() -> None:
+    async def answer(number: int) -> tuple[str | None, str | None, str | None]:
+        with use_context(RequestContext(request_id=f"req_{number}")):
+            await asyncio.sleep(0)
+            in_thread = await asyncio.to_thread(current_context)
+            in_task = await asyncio.create_task(read())
+            own = current_context()
+        assert current_context() is None
+        return tuple(each.request_id if each else None for each in (own, in_thread, in_task))
+
+    async def read() -> RequestContext | None:
+        return current_context()
+
+    async def both() -> list[tuple[str | None, ...]]:
+        return list(await asyncio.gather(answer(1), answer(2)))
+
+    assert asyncio.run(both()) == [("req_1",) * 3, ("req_2",) * 3]
+
+
+def test_a_generator_may_be_closed_by_another_task() -> None:
+    async def agent():
+        with use_context(RequestContext(request_id="req_1")):
+            yield "a piece"
+
+    async def run() -> RequestContext | None:
+        pieces = agent()
+        await asyncio.create_task(anext(pieces))
+        await asyncio.create_task(pieces.aclose())
+        return current_context()
+
+    assert asyncio.run(run()) is None
+
+
+def test_headers_and_hints() -> None:
+    headers = {"x-forwarded-user": "7@1", "x-forwarded-email": "ada@example.com"}
+    context = RequestContext(request_id="req_1", headers=headers)
+    assert context.user == "ada@example.com"
+    assert context.access_token() is None
+    assert dataclasses.replace(context, user="me").user == "me"
+    with use_context(context):
+        assert get_request_headers() == headers
+    assert get_request_headers() == {}
+
+
+def test_the_context_shows_no_token() -> None:
+    assert ADA_TOKEN not in repr(asked_by(ADA_TOKEN))
+    assert asked_by(ADA_TOKEN).access_token() == ADA_TOKEN
+
+
+# Clients
+
+
+@pytest.fixture
+def workspace(monkeypatch: pytest.MonkeyPatch, tmp_path) -> Iterator[Workspace]:
+    """A workspace, and an environment that knows no credentials but what a test adds."""
+    for name in ("DATABRICKS_TOKEN", "DATABRICKS_HOST", "DATABRICKS_APP_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("DATABRICKS_CONFIG_PROFILE", raising=False)
+    monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(tmp_path / "databrickscfg"))
+    monkeypatch.setattr(context_module, "_user_clients", context_module._ClientCache())
+    get_workspace_client.cache_clear()
+    with serve_workspace() as workspace:
+        yield workspace
+    get_workspace_client.cache_clear()
+
+
+@pytest.fixture
+def local(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A developer's machine: Ada's token in the environment."""
+    monkeypatch.setenv("DATABRICKS_HOST", workspace.url)
+    monkeypatch.setenv("DATABRICKS_TOKEN", ADA_TOKEN)
+    return workspace
+
+
+@pytest.fixture
+def apps(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """Databricks Apps: the app's own identity in the environment."""
+    monkeypatch.setenv("DATABRICKS_APP_NAME", "my-app")
+    monkeypatch.setenv("DATABRICKS_HOST", workspace.url)
+    monkeypatch.setenv("DATABRICKS_CLIENT_ID", CLIENT_ID)
+    monkeypatch.setenv("DATABRICKS_CLIENT_SECRET", CLIENT_SECRET)
+    return workspace
+
+
+def test_credentials_by_token(local: Workspace) -> None:
+    assert not on_databricks_apps()
+    assert get_workspace_client().current_user.me().user_name == "ada@example.com"
+    assert get_workspace_client() is get_workspace_client()
+    assert databricks_host() == local.url
+    assert databricks_headers() == {"Authorization": f"Bearer {ADA_TOKEN}"}
+
+
+def test_credentials_by_profile(workspace: Workspace, tmp_path) -> None:
+    profiles = f"[bob]\nhost = {workspace.url}\ntoken = {BOB_TOKEN}\n"
+    (tmp_path / "databrickscfg").write_text(profiles)
+    assert get_workspace_client("bob").current_user.me().user_name == "bob@example.com"
+
+
+def test_the_app_acts_as_itself_with_fresh_tokens(apps: Workspace) -> None:
+    assert on_databricks_apps()
+    assert get_workspace_client().current_user.me().user_name == APP_USER
+    first, second = databricks_headers(), databricks_headers()
+    assert first != second, "an expired token was not refreshed"
+    assert apps.users[second["Authorization"].removeprefix("Bearer ")] == APP_USER
+
+
+def test_no_credentials_say_what_to_do(workspace: Workspace) -> None:
+    with pytest.raises(CredentialsError, match="databricks auth login"):
+        get_workspace_client()
+
+
+def test_an_unknown_profile_says_so(workspace: Workspace, tmp_path) -> None:
+    (tmp_path / "databrickscfg").write_text("[other]\nhost = http://localhost:1\n")
+    with pytest.raises(CredentialsError, match="has no bob profile"):
+        get_workspace_client("bob")
+
+
+def test_on_behalf_of_the_user_who_asks(apps: Workspace) -> None:
+    for token, name in [(ADA_TOKEN, "ada@example.com"), (BOB_TOKEN, "bob@example.com")]:
+        with use_context(asked_by(token)):
+            assert get_obo_workspace_client().current_user.me().user_name == name
+
+
+def test_on_behalf_of_concurrent_users(apps: Workspace) -> None:
+    async def answer(token: str) -> str | None:
+        with use_context(asked_by(token)):
+            client = await asyncio.to_thread(get_obo_workspace_client)
+            return (await asyncio.to_thread(client.current_user.me)).user_name
+
+    async def both() -> list[str | None]:
+        return await asyncio.gather(*map(answer, (ADA_TOKEN, BOB_TOKEN) * 4))
+
+    assert asyncio.run(both()) == ["ada@example.com", "bob@example.com"] * 4
+
+
+@pytest.mark.parametrize("local_fallback", [False, True])
+def test_apps_fail_closed_without_a_token(
+    apps: Workspace, monkeypatch: pytest.MonkeyPatch, local_fallback: bool
+) -> None:
+    monkeypatch.setenv("DATABRICKS_TOKEN", ADA_TOKEN)
+    forged = {"x-forwarded-email": "ada@example.com", "authorization": f"Bearer {ADA_TOKEN}"}
+    with (
+        use_context(RequestContext(request_id="req_1", headers=forged)),
+        pytest.raises(UserTokenMissing, match="user authorization") as caught,
+    ):
+        get_obo_workspace_client(local_fallback=local_fallback)
+    assert caught.value.status == 401
+    assert apps.calls == []
+
+
+def test_elsewhere_the_fallback_is_asked_for(local: Workspace) -> None:
+    with pytest.raises(UserTokenMissing, match="local_fallback=True"):
+        get_obo_workspace_client()
+    client = get_obo_workspace_client(local_fallback=True)
+    assert client.current_user.me().user_name == "ada@example.com"
+
+
+def test_a_forwarded_token_wins_over_the_fallback(local: Workspace) -> None:
+    with use_context(asked_by(BOB_TOKEN)):
+        client = get_obo_workspace_client(local_fallback=True)
+    assert client.current_user.me().user_name == "bob@example.com"
+
+
+def test_a_user_s_client_is_kept_under_a_hash(apps: Workspace) -> None:
+    with use_context(asked_by(ADA_TOKEN)):
+        assert get_obo_workspace_client() is get_obo_workspace_client()
+    assert len(apps.called("GET", "/.well-known/databricks-config")) == 1
+    assert ADA_TOKEN not in repr(context_module._user_clients._kept.keys())
+
+
+def test_kept_clients_are_bounded(apps: Workspace) -> None:
+    cache = context_module._ClientCache(size=2)
+    first = cache.get("token-1")
+    cache.get("token-2")
+    assert cache.get("token-1") is first
+    cache.get("token-3")
+    assert len(cache) == 2
+    assert cache.get("token-1") is first
+
+
+def test_idle_clients_are_let_go(apps: Workspace) -> None:
+    cache = context_module._ClientCache(idle_seconds=-1)
+    assert cache.get("token-1") is not cache.get("token-1")
+    assert len(cache) == 0
+
+
+# What must not be shown
+
+OPENAI_KEY = "sk-proj-" + "Ab1_" * 8
+TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhZGEifQ.c2lnbmF0dXJl"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Authorization: Bearer abc123", "Authorization: ***"),
+        ("authorization: Basic YWRhOmh1bnRlcjI=, next", "authorization: ***, next"),
+        ("curl -H 'Authorization: Bearer abc' x", "curl -H 'Authorization: ***' x"),
+        ("sent Bearer abcdefg.123 to it", "sent Bearer *** to it"),
+        ("sent BEARER " + "x" * 20, "sent BEARER ***"),
+        (f"token {ADA_TOKEN}-2 expired", "token *** expired"),
+        (f"key={OPENAI_KEY}.", "key=***."),
+        (f"a web token {TOKEN}!", "a web token ***!"),
+        ("Cookie: session=1; user=ada\nHost: x", "Cookie: ***\nHost: x"),
+        ("Set-Cookie: session=1; Path=/", "Set-Cookie: ***"),
+        ("x-forwarded-access-token: abc", "x-forwarded-access-token: ***"),
+        ("postgresql://ada:hunter2@db/kit", "postgresql://ada:***@db/kit"),
+        ("https://:hunter2@host/", "https://:***@host/"),
+        ("password=hunter2&next=1", "password=***&next=1"),
+        ("OPENAI_API_KEY=hunter2 agent-server", "OPENAI_API_KEY=*** agent-server"),
+        ("{'authorization': 'Digest a b', 'x': 1}", "{'authorization': '***', 'x': 1}"),
+        ('{"client_secret":"a\\\\b c"}', '{"client_secret":"***"}'),
+        (
+            r'{"arguments": "{\"api_key\": \"hunter2\"}"}',
+            r'{"arguments": "{\"api_key\": \"***\"}"}',
+        ),
+        ("[(b'authorization', b'Basic YQ==')]", "[(b'authorization', b'***')]"),
+    ],
+)
+def test_secrets_are_hidden(text: str, shown: str) -> None:
+    assert redact(text) == shown
+    assert redact(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "What is a token? And a key?",
+        "The bearer of this letter",
+        "https://example.com:8000/path?x=1 and ada@example.com",
+        "Usage: max_output_tokens=5, total_tokens: 7",
+        "risk-averse-people-of-all-kinds and task-oriented-work",
+        "keys: value, tokens: 3",
+        "",
+    ],
+)
+def test_what_is_no_secret_stays(text: str) -> None:
+    assert redact(text) is text
+
+
+def test_nested_values_are_searched() -> None:
+    value = {
+        "headers": {"Authorization": "anything", "Accept": "text/html"},
+        "api_key": ["hunter2"],
+        "properties": {"password": {"type": "string"}},
+        "items": ({"password": "hunter2"}, f"see {OPENAI_KEY}", 5, None),
+        "usage": {"total_tokens": 5, "token": "Hello"},
+    }
+    assert redact(value) == {
+        "headers": {"Authorization": "***", "Accept": "text/html"},
+        "api_key": "***",
+        "properties": {"password": {"type": "string"}},
+        "items": ({"password": "***"}, "see ***", 5, None),
+        "usage": {"total_tokens": 5, "token": "Hello"},
+    }
+
+
+def test_a_value_without_secrets_is_not_copied() -> None:
+    value = {"input": [{"role": "user", "content": "hello"}], "n": float("nan"), 5: object()}
+    assert redact(value) is value
+
+
+@given(st.text(), st.sampled_from(["{}", '"{}"', "({})", "x {}, y", "\n{}\n"]))
+def test_a_known_token_is_hidden_in_any_text(text: str, frame: str) -> None:
+    for secret in (ADA_TOKEN, OPENAI_KEY, f"Bearer {TOKEN}"):
+        assert secret not in redact(text + " " + frame.replace("{}", secret))
+
+
+@given(
+    st.recursive(
+        st.none() | st.text() | st.integers(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_redacted_json_stays_json(value: object) -> None:
+    redacted = redact(value)
+    assert type(redacted) is type(value)
+    json.loads(redact(json.dumps({"value": value, "api_key": "hunter2"})))
