@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import resource
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -403,9 +404,12 @@ def store(tmp_path: Path) -> Iterator[None]:
 def test_traces_become_cases() -> None:
     import mlflow
 
+    seconds = count(1_700_000_000)
+
     def ask(inputs: object) -> str:
-        with mlflow.start_span("request") as span:
-            span.set_inputs(inputs)
+        started = next(seconds) * 10**9
+        span = mlflow.start_span_no_context("request", inputs=inputs, start_time_ns=started)
+        span.end(end_time_ns=started + 1)
         return span.trace_id
 
     ask({"input": "What is 2+2?", "stream": True})
