@@ -90,6 +90,12 @@ def _check_app_name(name: str | None) -> str | None:
         return name
     raise ValueError("should be 2 to 30 lower-case letters, digits and hyphens")
 
+
+def _check_workspace_path(path: str | None) -> str | None:
+    if path is None or path.startswith("/Workspace/"):
+        return path and path.rstrip("/")
+    raise ValueError("should start with /Workspace/")
+
 # %% ../nbs/005_sections.ipynb #f4251a26
 _COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
@@ -258,7 +264,7 @@ class DeploySettings(Section):
         default=None, description="the app's name: lower-case letters, digits, hyphens"
     )
     profile: OptionalText = Field(default=None, description="the profile in ~/.databrickscfg")
-    workspace_path: OptionalText = Field(
+    workspace_path: Annotated[OptionalText, AfterValidator(_check_workspace_path)] = Field(
         default=None, description="the workspace folder for the source; by default in your home"
     )
     extras: Words = Field(default=(), description="extras of your project that the app needs")

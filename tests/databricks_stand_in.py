@@ -7,6 +7,7 @@ the real `databricks-sdk` over HTTP.
 """
 
 import json
+import os
 import re
 import threading
 from base64 import b64decode
@@ -16,8 +17,11 @@ from dataclasses import dataclass, field
 from email.parser import BytesParser
 from email.policy import HTTP
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+import pytest
 
 MAX_FILE_BYTES = 10 * 1024 * 1024
 ADA_TOKEN = "dapi" + "a" * 32
@@ -25,6 +29,13 @@ BOB_TOKEN = "dapi" + "b" * 32
 ADA_OAUTH_TOKEN = "oauth-of-ada"
 CLIENT_ID, CLIENT_SECRET = "app-client-id", "app-client-secret"
 APP_USER = "app-service-principal"
+
+
+def forget_credentials(monkeypatch: pytest.MonkeyPatch, profiles: Path) -> None:
+    """Leave the SDK no credentials but those in the file `profiles`, which need not exist."""
+    for name in [each for each in os.environ if each.startswith("DATABRICKS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(profiles))
 
 
 class Refusal(Exception):
@@ -200,8 +211,6 @@ def create_experiment(workspace: Workspace, call: Call) -> _Answer:
 
 # Apps
 
-_OUTPUT_ONLY = ("url", "compute_status", "service_principal_client_id")
-
 
 def _app(workspace: Workspace, name: str) -> dict[str, Any]:
     if name not in workspace.apps:
@@ -225,14 +234,6 @@ def create_app(workspace: Workspace, call: Call) -> _Answer:
 @route("GET", r"/api/2.0/apps/([^/]+)")
 def get_app(workspace: Workspace, call: Call, name: str) -> _Answer:
     return _app(workspace, name)
-
-
-@route("PATCH", r"/api/2.0/apps/([^/]+)")
-def replace_app(workspace: Workspace, call: Call, name: str) -> _Answer:
-    """Replace the app: what is not sent is cleared."""
-    kept = {key: _app(workspace, name)[key] for key in _OUTPUT_ONLY}
-    workspace.apps[name] = call.body | kept
-    return workspace.apps[name]
 
 
 @route("POST", r"/api/2.0/apps/([^/]+)/update")
@@ -325,7 +326,7 @@ class _Handler(BaseHTTPRequestHandler):
                 body = {"error_code": refusal.code, "message": refusal.message}
                 self._answer(refusal.status, body)
 
-    do_GET = do_POST = do_PATCH = _serve
+    do_GET = do_POST = _serve
 
     def _dispatch(self, call: Call) -> _Answer:
         call.user = self._user(call.body)

@@ -13,6 +13,7 @@ from databricks_stand_in import (
     CLIENT_ID,
     CLIENT_SECRET,
     Workspace,
+    forget_credentials,
     serve_workspace,
 )
 from hypothesis import given
@@ -98,10 +99,7 @@ def test_the_context_shows_no_token() -> None:
 @pytest.fixture
 def workspace(monkeypatch: pytest.MonkeyPatch, tmp_path) -> Iterator[Workspace]:
     """A workspace, and an environment that knows no credentials but what a test adds."""
-    for name in ("DATABRICKS_TOKEN", "DATABRICKS_HOST", "DATABRICKS_APP_NAME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.delenv("DATABRICKS_CONFIG_PROFILE", raising=False)
-    monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(tmp_path / "databrickscfg"))
+    forget_credentials(monkeypatch, tmp_path / "databrickscfg")
     monkeypatch.setattr(context_module, "_user_clients", context_module._ClientCache())
     get_workspace_client.cache_clear()
     with serve_workspace() as workspace:

@@ -236,6 +236,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         ("evaluate.thresholds", "correct = 0.9", "correct >= 0.9"),
         ("evaluate.thresholds", "correct >= .", "a valid number"),
         ("deploy.app_name", "My_App", "lower-case letters"),
+        ("deploy.workspace_path", "apps/mine", "start with /Workspace/"),
     ],
 )
 def test_wrong_values_name_place_value_and_what_is_allowed(
