@@ -27,33 +27,18 @@ from .sections import Settings
 from .spool import Batch, SpoolReader, is_locked, list_segments, try_lock
 
 if TYPE_CHECKING:
-    from mlflow.entities import Span, Trace
+    from mlflow.entities import TraceData, TraceInfo
 
 # %% ../nbs/046_drain.ipynb #83a49ea3
-_SAID_BY_SPANS = {"mlflow.trace.session", "mlflow.trace.user"}
-
-
-def _parse_record(record: bytes, experiment_id: str) -> "Trace":
-    "The trace in a record; its `info` is None where the record holds late spans only."
-    from mlflow.entities import Trace, TraceData, TraceInfo, TraceLocation
+def _parse_record(record: bytes, experiment_id: str) -> "tuple[TraceInfo | None, TraceData]":
+    from mlflow.entities import TraceData, TraceInfo, TraceLocation
 
     content = json.loads(record)
     data = TraceData.from_dict(content["data"])
     if content["info"] is None:
-        return Trace(None, data)  # pyright: ignore[reportArgumentType]
-    location = TraceLocation.from_experiment_id(experiment_id)
-    return Trace(
-        TraceInfo.from_dict(content["info"] | {"trace_location": location.to_dict()}), data
-    )
-
-
-def _needs_info(trace: "Trace") -> bool:
-    if trace.info is None:
-        return False
-    info = trace.info
-    return bool(
-        set(info.trace_metadata) - _SAID_BY_SPANS or info.request_preview or info.response_preview
-    )
+        return None, data
+    location = TraceLocation.from_experiment_id(experiment_id).to_dict()
+    return TraceInfo.from_dict(content["info"] | {"trace_location": location}), data
 
 # %% ../nbs/046_drain.ipynb #c45110c4
 class TraceStore:
@@ -75,16 +60,15 @@ class TraceStore:
         "Store the traces of some records; raises whatever MLflow raises."
         traces = [_parse_record(record, self.experiment_id) for record in records]
         if self._databricks:
-            self._for_each(self._upload, [trace for trace in traces if trace.info])
+            self._for_each(self._upload, [trace for trace in traces if trace[0]])
             return
-        infos = [trace.info for trace in traces if _needs_info(trace)]
-        self._for_each(self._client.start_trace, infos)
-        spans: list[Span] = [span for trace in traces for span in trace.data.spans]
+        self._for_each(self._client.start_trace, [info for info, _ in traces if info])
+        spans = [span for _, data in traces for span in data.spans]
         self._client.log_spans(self.experiment_id, spans)
 
-    def _upload(self, trace: "Trace") -> None:
-        info = self._client.start_trace(trace.info)
-        self._client._upload_trace_data(info, trace.data)
+    def _upload(self, trace: "tuple[TraceInfo, TraceData]") -> None:
+        info, data = trace
+        self._client._upload_trace_data(self._client.start_trace(info), data)
 
     def _for_each(self, function: Callable[[Any], object], items: list[Any]) -> None:
         if not self._remote:
@@ -169,6 +153,8 @@ class PatientStore:
         return []
 
 # %% ../nbs/046_drain.ipynb #2e15b637
+_POLL_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 30.0
 _SET_ASIDE_MAX_BYTES = 10_000_000
 
 
@@ -207,10 +193,6 @@ def _set_aside(directory: Path, records: list[bytes]) -> None:
             file.writelines(record + b"\n" for record in records)
 
 # %% ../nbs/046_drain.ipynb #9675b4c0
-_POLL_SECONDS = 0.1
-_LONGEST_PAUSE_SECONDS = 30.0
-
-
 @dataclass
 class Lifetime:
     """When a drain is over.
@@ -324,19 +306,21 @@ class DrainKeeper:
         self._process: subprocess.Popen[bytes] | None = None
         self._next_check = 0.0
         self._failures = 0
+        self._lock = threading.Lock()
 
     def check(self) -> None:
         "Start a drain if there is none; does nothing when it did something less than a second ago."
         now = time.monotonic()
-        if now < self._next_check:
-            return
-        self._next_check = now + 1
-        if self._process and self._process.poll() is None:
-            self._failures = 0
-        elif not is_locked(self._settings.mlflow.spool_dir / "drain.lock"):
-            self._next_check = now + min(2**self._failures, 60)
-            self._failures += 1
-            self._process = _start_drain(self._settings)
+        with self._lock:
+            if now < self._next_check:
+                return
+            self._next_check = now + 1
+            if self._process and self._process.poll() is None:
+                self._failures = 0
+            elif not is_locked(self._settings.mlflow.spool_dir / "drain.lock"):
+                self._next_check = now + min(2**self._failures, 60)
+                self._failures += 1
+                self._process = _start_drain(self._settings)
 
     def stop(self, timeout: float) -> bool:
         """Wait for the drain that was started here, which ends when no writer is left.

@@ -101,12 +101,14 @@ class _SpanState:
         if self.mirror:
             self.mirror.set_attribute(key, text)
 
-    def fail(self, error: BaseException | str, cancelled: bool = False) -> None:
-        "Note that the step failed, or that it was cancelled."
-        parts = error_parts(error)
+    def fail(self, error: BaseException | str | None, cancelled: bool = False) -> None:
+        "Note that the step failed, or that it was cancelled, and why if that is known."
         self.status = "CANCELLED" if cancelled else "ERROR"
-        self.message = error_message(parts, self.record.content, cancelled)
-        self.events.append(error_event(parts, self.record.content))
+        self.message = self.status.lower()
+        if error:
+            parts = error_parts(error)
+            self.message = error_message(parts, self.record.content, cancelled)
+            self.events.append(error_event(parts, self.record.content))
 
 # %% ../nbs/048_spans.ipynb #75a71354
 _TOKENS = ("input_tokens", "output_tokens", "total_tokens")
@@ -200,10 +202,10 @@ def _encode_record(info: dict[str, Any] | None, spans: list[dict[str, Any]]) -> 
 class TraceRecord:
     """The spans of one trace, in progress.
 
-    `content`: what to keep of inputs and outputs. `emit`: takes the records for the spool.
+    `content`: what to keep of inputs and outputs. `emit`: takes the trace's id and a record of it.
     """
 
-    def __init__(self, content: Content, emit: Callable[[bytes], object]) -> None:
+    def __init__(self, content: Content, emit: Callable[[str, bytes], object]) -> None:
         trace_id = os.urandom(16)
         self.trace_id = f"tr-{trace_id.hex()}"
         self.trace_id_base64 = base64.b64encode(trace_id).decode()
@@ -224,15 +226,13 @@ class TraceRecord:
             elif not late:
                 self.spans_left_out += 1
         if late:
-            self._emit(_encode_record(None, [span]))
+            self._emit(self.trace_id, _encode_record(None, [span]))
 
-    def finish(self, info: dict[str, Any]) -> bytes:
-        "Write the record, with what `info` says about the trace as a whole; return it."
+    def finish(self, info: dict[str, Any] | None = None) -> None:
+        "Emit the spans, with what `info` says about the trace beyond them."
         with self._lock:
             self.finished = True
-        line = _encode_record(info | {"trace_id": self.trace_id}, self._spans)
-        self._emit(line)
-        return line
+        self._emit(self.trace_id, _encode_record(info, self._spans))
 
 # %% ../nbs/048_spans.ipynb #7a58d494
 class _Step:
@@ -272,7 +272,7 @@ def leave(token: "Token[Span | None]") -> None:
         _current.reset(token)
 
 # %% ../nbs/048_spans.ipynb #a9c35498
-_nowhere = TraceRecord("off", emit=lambda line: None)
+_nowhere = TraceRecord("off", emit=lambda trace_id, line: None)
 _nowhere.finished = True
 
 
