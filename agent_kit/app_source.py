@@ -60,7 +60,7 @@ class AppVariable(BaseModel):
             )
         return self
 
-
+# %% ../nbs/195_app_source.ipynb #0c15e435
 def _check_command(command: object) -> object:
     if not isinstance(command, list) or not command:
         raise ValueError('should be a list of words, such as ["agent-server"]')
@@ -168,7 +168,7 @@ def requirements_command(project_dir: Path, extras: Sequence[str]) -> list[str] 
         return None
     raise DeployError(f"{project_dir} has no uv.lock; run `uv lock` (or write a requirements.txt)")
 
-
+# %% ../nbs/195_app_source.ipynb #7429a7ad
 def _paths_outside(requirements: str) -> Iterator[str]:
     for line in requirements.splitlines():
         target = line.removeprefix("-e ").strip()

@@ -164,7 +164,7 @@ class _Kept(NamedTuple):
     client: Any
     used_at: float
 
-
+# %% ../nbs/040_context.ipynb #a4ccffc7
 class _ClientCache:
     "The most recently used clients by token; idle ones are let go."
 
@@ -197,7 +197,7 @@ class _ClientCache:
                 return
             self._kept.popitem(last=False)
 
-
+# %% ../nbs/040_context.ipynb #e9eb8e39
 _user_clients = _ClientCache()
 
 
@@ -240,7 +240,7 @@ class _Rule(NamedTuple):
 def _rule(words: tuple[str, ...], pattern: str, replacement: str) -> _Rule:
     return _Rule(words, re.compile(pattern, re.IGNORECASE), replacement)
 
-
+# %% ../nbs/040_context.ipynb #8d6a77b5
 _RULES = (
     # "name": "value" in JSON (also inside of a JSON string), in Python's and in ASGI's spelling
     _rule(
@@ -267,7 +267,7 @@ _RULES = (
     _rule(("://",), r"(://[^/\s:@\"']*:)[^/\s@\"']+@", rf"\1{_HIDDEN}@"),
 )
 
-
+# %% ../nbs/040_context.ipynb #46ef8c5c
 _ALL_WORDS = tuple(dict.fromkeys(word for rule in _RULES for word in rule.words))
 
 

@@ -74,6 +74,10 @@ def _settings_resources(settings: Settings) -> list["AppResource"]:
 _COMMIT_VARIABLE = "AGENT_KIT_GIT_COMMIT"
 
 
+def _home_folder(user: str, app_name: str) -> str:
+    return f"/Workspace/Users/{user}/apps/{app_name}"
+
+# %% ../nbs/200_deploy.ipynb #ef99ddf0
 @dataclass(frozen=True)
 class DeployPlan:
     "What a deployment is going to do; its text is for people."
@@ -108,10 +112,6 @@ class DeployPlan:
             "resources": ", ".join(each.name for each in self.resources) or "those it has",
         }
         return "\n".join(f"{name:<13}{value}" for name, value in rows.items())
-
-
-def _home_folder(user: str, app_name: str) -> str:
-    return f"/Workspace/Users/{user}/apps/{app_name}"
 
 # %% ../nbs/200_deploy.ipynb #88f45ebe
 def plan_deployment(settings: Settings) -> DeployPlan:

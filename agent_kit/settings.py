@@ -174,6 +174,13 @@ def _value_problem(name: str, value: object, origin: str, message: str, path: Pa
     requirement = re.sub(r"^(Value error, |Input |String )", "", message)
     return f"{place} = {shown}: {requirement}"
 
+
+def _value_problems(error: ValidationError, values: _Layer, path: Path) -> Iterator[str]:
+    for found in error.errors(include_url=False):
+        name = ".".join(str(part) for part in found["loc"][:2])
+        value, origin = values[name]
+        yield _value_problem(name, value, origin, found["msg"], path)
+
 # %% ../nbs/010_settings.ipynb #13cee01c
 def load_settings(
     project_dir: Path | None = None,
@@ -208,14 +215,7 @@ def load_settings(
     except ValidationError as error:
         raise SettingsError("\n".join(_value_problems(error, values, path))) from None
 
-
-def _value_problems(error: ValidationError, values: _Layer, path: Path) -> Iterator[str]:
-    for found in error.errors(include_url=False):
-        name = ".".join(str(part) for part in found["loc"][:2])
-        value, origin = values[name]
-        yield _value_problem(name, value, origin, found["msg"], path)
-
-
+# %% ../nbs/010_settings.ipynb #b8da3b5f
 @cache
 def get_settings() -> Settings:
     "The settings of this process, read at the first call."
