@@ -245,7 +245,7 @@ _RULES = (
     # "name": "value" in JSON (also inside of a JSON string), in Python's and in ASGI's spelling
     _rule(
         _NAME_WORDS,
-        rf"\b({_NAMES})(\\*[\"']\s*[:=,]\s*b?\\*[\"'])(?:[^\"'\\\r\n]|\\(?![\"']))+",
+        rf"\b({_NAMES})(\\*[\"']\s*(?:[:=]|,(?=\s*b))\s*b?\\*[\"'])(?:[^\"'\\\r\n]|\\(?![\"']))+",
         rf"\1\2{_HIDDEN}",
     ),
     # Name: value and name=value as in headers and URLs; a cookie's value contains spaces

@@ -274,6 +274,7 @@ def test_secrets_are_hidden(text: str, shown: str) -> None:
         "Usage: max_output_tokens=5, total_tokens: 7",
         "risk-averse-people-of-all-kinds and task-oriented-work",
         "keys: value, tokens: 3",
+        '["cookie", "cake"]',
         "",
     ],
 )
