@@ -92,6 +92,11 @@ class DeployPlan:
     commit: str | None
     has_changes: bool
 
+    @property
+    def reads_experiment(self) -> bool:
+        "Whether app.yaml takes the experiment's id from a resource of the app."
+        return any(each.value_from == _EXPERIMENT_RESOURCE for each in self.config.env)
+
     def __str__(self) -> str:
         size = sum((self.project_dir / name).stat().st_size for name in self.files) / 2**20
         changes = ", and changes that are not committed" if self.has_changes else ""
@@ -101,6 +106,8 @@ class DeployPlan:
             else f"{each.name} from the resource {each.value_from}"
             for each in self.config.env
         ]
+        resources = [_EXPERIMENT_RESOURCE] if self.reads_experiment else []
+        resources += [each.name for each in self.resources]
         rows = {
             "app": self.app_name,
             "source": f"{self.project_dir} ({len(self.files)} files, {size:.1f} MB)",
@@ -109,7 +116,7 @@ class DeployPlan:
             "command": " ".join(self.config.command),
             "environment": "; ".join(variables) or "none",
             "requirements": self.requirements,
-            "resources": ", ".join(each.name for each in self.resources) or "those it has",
+            "resources": ", ".join(resources) or "none but those it has",
         }
         return "\n".join(f"{name:<13}{value}" for name, value in rows.items())
 
@@ -160,10 +167,9 @@ def _find_experiment(client: "WorkspaceClient", settings: Settings) -> str:
 def _wanted_resources(
     client: "WorkspaceClient", settings: Settings, plan: DeployPlan, present: set[str]
 ) -> list["AppResource"]:
-    reads_it = any(each.value_from == _EXPERIMENT_RESOURCE for each in plan.config.env)
     named = {each.name for each in plan.resources}
     known = _EXPERIMENT_RESOURCE in present and not settings.mlflow.experiment_id
-    if not reads_it or known or _EXPERIMENT_RESOURCE in named:
+    if not plan.reads_experiment or known or _EXPERIMENT_RESOURCE in named:
         return list(plan.resources)
     experiment_id = _find_experiment(client, settings)
     line = f"{_EXPERIMENT_RESOURCE}: experiment experiment_id={experiment_id} permission=CAN_EDIT"
