@@ -347,6 +347,14 @@ def tracing_status() -> dict[str, Any]:
     return status | {"error": "; ".join(errors) or None}
 
 # %% ../nbs/050_tracing.ipynb #9d1a1df8
+def _settings_of(trace_id: str) -> Settings:
+    "The settings of the project that a trace belongs to, else of the one traced last."
+    if found := _recent.get(trace_id):
+        return found[0]
+    recorders = list(_recorders.values())
+    return recorders[-1].settings if recorders else get_settings()
+
+# %% ../nbs/050_tracing.ipynb #5a9218c8
 def log_feedback(
     trace_id: str,
     *,
@@ -362,8 +370,7 @@ def log_feedback(
     code use `asyncio.to_thread`. Raises `TraceNotFoundError` where MLflow has no such trace,
     `TimeoutError` where it cannot store the traces that were made before.
     """
-    found = _recent.get(trace_id)
-    settings = found[0] if found else get_settings()
+    settings = _settings_of(trace_id)
     if not flush_traces():
         raise TimeoutError(f"traces cannot be stored: {tracing_status()['error']}")
     open_experiment(settings)
