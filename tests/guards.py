@@ -20,6 +20,10 @@ KEPT = ("AGENT_KIT_REQUIRE_ALL",)
 
 # These live as long as the process that runs the tests; they belong to none of them.
 LASTING_PROCESSES = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+# Idle workers of an event loop that serves several tests; they end with it.
+LASTING_THREADS = ("AnyIO worker thread",)
+# With these asyncio itself closes generators that their reader has dropped.
+CLOSING_TASKS = "async_generator_athrow"
 PATIENCE = 5.0
 
 
@@ -73,6 +77,7 @@ def no_leaks(lasting_threads: tuple[str, ...] = ()) -> Iterator[None]:
         yield
     deadline = time.monotonic() + PATIENCE
     left = [f"task {task}" for task in tasks]
+    lasting_threads += LASTING_THREADS
     new = [thread for thread in threading.enumerate() if thread not in threads]
     for thread in (thread for thread in new if not thread.name.startswith(lasting_threads)):
         thread.join(max(0, deadline - time.monotonic()))
@@ -105,7 +110,8 @@ def _pending_tasks() -> Iterator[list[str]]:
 
     def note_and_cancel(loop: asyncio.AbstractEventLoop) -> None:
         tasks = asyncio.all_tasks(loop)
-        found.extend(repr(task) for task in tasks if not task.cancelling())
+        pending = [repr(task) for task in tasks if not task.cancelling()]
+        found.extend(task for task in pending if CLOSING_TASKS not in task)
         cancel_all(loop)
 
     asyncio.runners._cancel_all_tasks = note_and_cancel  # type: ignore[attr-defined]
