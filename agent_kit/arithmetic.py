@@ -14,7 +14,7 @@ from collections.abc import Callable
 # %% ../nbs/052_arithmetic.ipynb #d5d9927d
 _NUMBER = r"\d[\d,]*(?:\.\d+)?|\.\d+"
 _BETWEEN = r"(?<=[\d)!])\s*(?:{})\s*(?=[\d(.√a-z-])"
-_WORDS = dict(
+_WORDS: dict[str, str] = dict(
     zip(
         ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
         map(str, range(11)),

@@ -126,6 +126,7 @@ def _norm(text: str) -> str:
 
 
 def shorten(text: str, limit: int = 160) -> str:
+    """Return `text` on one line of at most `limit` characters."""
     text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
@@ -233,7 +234,7 @@ def _unmatched(calls: list[ToolCall], expected: Sequence[Mapping[str, Any]], ord
         left.remove(match)
     return False
 
-
+# %% ../nbs/165_checks.ipynb #1eb926dd
 def match_tool_calls(
     calls: list[ToolCall], expected: Sequence[Mapping[str, Any]], order: str = "IN_ORDER"
 ) -> str:

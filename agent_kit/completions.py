@@ -112,7 +112,7 @@ def _add_call(piece: Mapping[str, Any], calls: list[dict[str, Any]]) -> None:
     kind, grows = call["type"], "arguments" if call["type"] == "function" else "input"
     call[kind][grows] += piece.get(kind, {}).get(grows, "")
 
-
+# %% ../nbs/032_completions.ipynb #8cd6b23e
 def take_calls(pieces: Any, calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Add pieces of tool calls to `calls`; return them completed with index, id and type.
 
@@ -130,7 +130,7 @@ def take_calls(pieces: Any, calls: list[dict[str, Any]]) -> list[dict[str, Any]]
 FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "function_call")
 _GROWING = ("content", "refusal", "reasoning_content")
 
-
+# %% ../nbs/032_completions.ipynb #2467e223
 @dataclass(slots=True)
 class _Choice:
     index: int

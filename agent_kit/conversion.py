@@ -59,7 +59,7 @@ def _given(request: Request, names: Iterable[str]) -> dict[str, Any]:
     set_ones = request.model_fields_set
     return {name: getattr(request, name) for name in names if name in set_ones}
 
-
+# %% ../nbs/034_conversion.ipynb #73bbab67
 def _carried(request: Request) -> dict[str, Any]:
     """Return what every request can carry: the same parameters, the context, unknown ones."""
     carried = {**_given(request, _SAME), **(request.model_extra or {})}
@@ -114,7 +114,7 @@ def _from_content(content: Any, path: str) -> str | list[dict[str, Any]]:
         return content
     return [_from_part(part, f"{path}[{index}]") for index, part in enumerate(content)]
 
-
+# %% ../nbs/034_conversion.ipynb #965fb407
 def text_of(content: str | list[dict[str, Any]] | None) -> str:
     """Return the text in a content: the string itself, or its text parts joined."""
     if isinstance(content, str):
@@ -156,7 +156,7 @@ def _items_of(message: dict[str, Any], custom_calls: set[str], path: str) -> lis
             custom_calls.add(call["id"])
     return items
 
-
+# %% ../nbs/034_conversion.ipynb #55c8a333
 def _items(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     custom_calls: set[str] = set()
     return [
@@ -350,7 +350,7 @@ _PARAMETERS = (
     "top_logprobs",
 )
 
-
+# %% ../nbs/034_conversion.ipynb #b209070d
 def responses_to_agent(request: ResponsesRequest) -> ChatAgentRequest:
     """Say a Responses request to a ChatAgent.
 

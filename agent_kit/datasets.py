@@ -298,7 +298,7 @@ def history_item(item: Mapping[str, Any]) -> dict[str, Any]:
         kept["content"] = "".join(part["text"] for part in content)
     return kept
 
-
+# %% ../nbs/150_datasets.ipynb #84a644e7
 def case_from_conversation(
     items: Iterable[Mapping[str, Any]],
     expectations: Mapping[str, Any] | None = None,

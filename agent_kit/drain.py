@@ -122,7 +122,7 @@ class PatientStore:
 
     def __init__(self, settings: Settings) -> None:
         self.failures = 0
-        self.error: str | None = None
+        self.error: str | None = "MLflow's store is being opened"
         self._settings = settings
         self._store: TraceStore | None = None
 
@@ -254,16 +254,20 @@ class Drain:
 
     def _store_batch(self, batch: Batch) -> bool:
         self.lifetime.note_record()
+        self._note_state()
         refused = self._store.store(batch.records)
         if refused is not None:
             _set_aside(self._directory, refused)
             self._reader.commit(batch)
             self.state.stored += len(batch.records) - len(refused)
             self.state.refused += len(refused)
+        self._note_state()
+        return refused is not None
+
+    def _note_state(self) -> None:
         self.state.offsets, self.state.torn = self._reader.offsets, self._reader.torn
         self.state.error = self._store.error
         self.state.save(self._directory)
-        return refused is not None
 
 # %% ../nbs/046_drain.ipynb #b132b0cb
 def _cut_off_when_alone(lifetime: Lifetime) -> None:

@@ -304,7 +304,7 @@ def _agree(item: _Item, given: Mapping[str, Any]) -> None:
 # %% ../nbs/030_events.ipynb #46039e3f
 _NO_IDS = (None, "", "__fake_id__")  # the last is what the Agents SDK calls every item
 
-
+# %% ../nbs/030_events.ipynb #6f7def5a
 class _Items:
     def __init__(self, outbox: _Outbox) -> None:
         self.outbox, self.all, self.open = outbox, list[_Item](), list[_Item]()
@@ -395,7 +395,7 @@ def _text_of(items: _Items, stream: _Stream, event: Mapping[str, Any]) -> tuple[
     item = _text_item(items, stream, event)
     return item, item.text(stream, event.get(_INDEX.get(stream.home, "")))
 
-
+# %% ../nbs/030_events.ipynb #07b2c29c
 def _string(event: Mapping[str, Any], name: str) -> str:
     if not isinstance(event.get(name), str):
         raise AgentOutputError(f"{event['type']} needs {name!r}, a string; got {described(event)}")
@@ -441,7 +441,7 @@ def _on_part_done(items: _Items, event: Mapping[str, Any]) -> None:
     _agree_on_part(item, text, part)
     item.close_text(text)
 
-
+# %% ../nbs/030_events.ipynb #78d10316
 def _on_annotation(items: _Items, event: Mapping[str, Any]) -> None:
     item, text = _text_of(items, _OUTPUT_TEXT, event)
     _annotate(item, text, event.get("annotation"), _fields(event))
@@ -511,7 +511,7 @@ def _begun(items: _Items, whole: Mapping[str, Any], source: _Source) -> _Item | 
         return item
     return None
 
-
+# %% ../nbs/030_events.ipynb #a4d74918
 def _on_item_done(items: _Items, event: Mapping[str, Any]) -> None:
     raw = _whole(event)
     source = _source(event, raw)
@@ -598,7 +598,7 @@ ERROR_CODES = (
     "image_file_not_found",
 )
 
-
+# %% ../nbs/030_events.ipynb #9331019f
 class _Body:
     """The Response of one request, as far as it has come."""
 
@@ -667,7 +667,7 @@ def _absorb(body: _Body, response: Any) -> None:
         fields["metadata"] = {**response["metadata"], **(fields["metadata"] or {})}
     _add_outputs(body, response)
 
-
+# %% ../nbs/030_events.ipynb #620faca1
 def _add_outputs(body: _Body, chunk: Mapping[str, Any]) -> None:
     outputs = chunk.get("custom_outputs")
     if outputs is None:

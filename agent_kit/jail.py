@@ -94,7 +94,9 @@ def _bubblewrap(interpreter: Interpreter) -> list[str]:
     folders = {os.path.dirname(path) for path in files} | set(interpreter.folders)
     folders -= {"/etc", os.path.dirname(interpreter.executable)}
     loaders = glob("/lib/ld-*") + glob("/lib64/ld-*")  # start every program; named in each
-    loaders = [os.path.join(os.path.realpath(os.path.dirname(path)), Path(path).name) for path in loaders]
+    loaders = [
+        os.path.join(os.path.realpath(os.path.dirname(path)), Path(path).name) for path in loaders
+    ]
     binds = [interpreter.executable, *loaders, *_outermost(folders), "/etc/ld.so.cache"]
     links = [path for path in ("/lib", "/lib64") if os.path.islink(path)]
     return [

@@ -195,7 +195,9 @@ def _common(name: str, first: str, second: str) -> Plan:
 @rule(r"first {count} (prime|fibonacci)(?: numbers)?", r"first {count} (prime)s")
 def _first_numbers(text: str, kind: str) -> Plan:
     loops = {
-        "prime": "if all(candidate % prime for prime in numbers):\n        numbers.append(candidate)",
+        "prime": (
+            "if all(candidate % prime for prime in numbers):\n        numbers.append(candidate)"
+        ),
         "fibonacci": "numbers.append(sum(numbers[-2:]) if len(numbers) > 1 else len(numbers))",
     }
     code = f"""numbers, candidate = [], 1

@@ -102,7 +102,7 @@ def _part(part: Any) -> dict[str, Any]:
         f"got {described(part)}"
     )
 
-
+# %% ../nbs/025_output.ipynb #638dfb9f
 def _complete_message(item: dict[str, Any]) -> None:
     role, content = item.get("role") or "assistant", item.get("content")
     if role != "assistant":
@@ -156,7 +156,7 @@ def _complete_output(item: dict[str, Any]) -> None:
     elif not isinstance(item["output"], str | list):
         item["output"] = dump_json(item["output"]).decode()
 
-
+# %% ../nbs/025_output.ipynb #32b08c35
 _COMPLETE = {
     "message": _complete_message,
     "reasoning": _complete_reasoning,

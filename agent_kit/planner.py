@@ -22,7 +22,8 @@ assert number_rules
 _BEFORE = re.compile(
     r"(?:hello|hi|hey|okay|ok|so|now|and|please|quickly|kindly|thanks"
     r"|(?:can|could|would|will) you(?: please)?|i(?: would|'d) like (?:you )?to(?: know)?"
-    r"|i (?:want|need) (?:you )?to(?: know)?|tell me|show me|give me|let me know|do you know|tell me whether"
+    r"|i (?:want|need) (?:you )?to(?: know)?|tell me|show me"
+    r"|give me|let me know|do you know|tell me whether"
     r"|use (?:the )?(?:python|python_exec|tool)(?: tool)? (?:to|and)|using python"
     r"|what(?: is|'s|s| are| was| will be| would be)|how much(?: is| are)?|calculate|compute"
     r"|evaluate|work out|figure out|solve|(?:result|value|answer) (?:of|to)|the)(?!\w)[,:!]?\s*",

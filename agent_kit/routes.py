@@ -463,7 +463,7 @@ def create_app(service: AgentService, lifespan: Any = None) -> FastAPI:
     return app
 
 # %% ../nbs/110_routes.ipynb #fdbb151a
-_REQUEST_MODELS = dict(zip(TASKS, typing.get_args(Request), strict=True))
+_REQUEST_MODELS: dict[str, Any] = dict(zip(TASKS, typing.get_args(Request), strict=True))
 
 
 def _openapi(app: FastAPI, service: AgentService) -> dict[str, Any]:

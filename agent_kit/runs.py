@@ -9,6 +9,7 @@ __all__ = ['default_registry', 'invoke', 'stream', 'Handler', 'Registry', 'Failu
 # %% ../nbs/100_runs.ipynb #ed1e0c78
 import asyncio
 import contextvars
+import functools
 import inspect
 import logging
 import threading
@@ -28,7 +29,7 @@ from .context import RequestContext, redact, use_context
 from .model_interface import ModelError
 from .protocol import Request, RequestError, parse_request, refuse_state
 from .settings import Settings, get_settings
-from .tracing import RequestTrace, start_trace
+from .tracing import RequestTrace, Status, start_trace
 from .translation import Assembler, make_assembler
 
 # %% ../nbs/100_runs.ipynb #1a9862bd
@@ -113,8 +114,9 @@ class Handler:
         wanted = self._wanted
         if wanted is dict or typing.get_origin(wanted) is dict:
             return request.payload()
-        is_model = inspect.isclass(wanted) and issubclass(wanted, BaseModel)
-        if not is_model or isinstance(request, wanted):
+        if not (inspect.isclass(wanted) and issubclass(wanted, BaseModel)):
+            return request
+        if isinstance(request, wanted):
             return request
         try:
             return wanted.model_validate(request.payload())
@@ -129,9 +131,8 @@ class Handler:
         if self._is_async or self._yields:
             value = self.function(argument)
         else:
-            run = contextvars.copy_context().run
-            loop = asyncio.get_running_loop()
-            value = await loop.run_in_executor(threads, run, self.function, argument)
+            run = functools.partial(contextvars.copy_context().run, self.function, argument)
+            value = await asyncio.get_running_loop().run_in_executor(threads, run)
         return await value if inspect.isawaitable(value) else value
 
     async def pieces(self, request: Request, threads: Executor) -> AsyncGenerator[object]:
@@ -337,7 +338,7 @@ class Run:
             raise RunFailed(failure) from error
         await sink.write(events)
 
-    def _finish_trace(self, status: str, error: str | None = None) -> None:
+    def _finish_trace(self, status: Status, error: str | None = None) -> None:
         body = self.assembler.body
         self.trace.finish(outputs=body, usage=body.get("usage"), status=status, error=error)
 

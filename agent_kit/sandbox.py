@@ -99,7 +99,7 @@ def _wait(child: LockedPython, seconds: float) -> bool:
     _stop(child)
     return False
 
-
+# %% ../nbs/070_sandbox.ipynb #1ec39596
 async def _wait_async(child: LockedPython, seconds: float) -> bool:
     """As `_wait`, without blocking the event loop."""
     loop = asyncio.get_running_loop()
@@ -386,7 +386,7 @@ def _text(code: str) -> str:
         raise TypeError(f"code must be a text, not {type(code).__name__}")
     return code.encode("utf-8", "backslashreplace").decode()  # a model may write half a character
 
-
+# %% ../nbs/070_sandbox.ipynb #4ca4438d
 def _usable(engine: str | None) -> str:
     if engine is None:
         return sandbox_engine()

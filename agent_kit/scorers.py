@@ -157,7 +157,7 @@ def latency(seconds: float) -> float:
     """The seconds an answer took, all turns together."""
     return seconds
 
-
+# %% ../nbs/170_scorers.ipynb #b075a719
 @scorer(measures=True)
 def tokens(tokens: float | None) -> float | None:
     """The tokens an answer cost; nothing where the agent does not count them."""

@@ -221,7 +221,8 @@ class TraceRecord:
         "Take in a span that has ended."
         with self._lock:
             late = self.finished
-            if not late and len(self._spans) < _MAX_SPANS:
+            is_root = span["parent_span_id"] is None
+            if not late and (is_root or len(self._spans) < _MAX_SPANS):
                 self._spans.append(span)
             elif not late:
                 self.spans_left_out += 1

@@ -180,7 +180,7 @@ def minimum_detectable_effect(
         raise ValueError("there are no cases")
     return (_quantile(confidence) + NormalDist().inv_cdf(power)) * deviation / math.sqrt(cases)
 
-
+# %% ../nbs/180_statistics.ipynb #ceacf830
 @dataclass(frozen=True)
 class Comparison:
     """What changed from one version to another, over the cases that both have.

@@ -32,6 +32,7 @@ def _to_plain(value: object) -> object:
 
 
 def to_json(value: object) -> bytes:
+    "Any value as JSON, what JSON does not know as text."
     try:
         return orjson.dumps(value, _to_plain, _OPTIONS)
     except TypeError:  # A lone surrogate, a number over 64 bits, a cycle.
@@ -80,11 +81,13 @@ def error_parts(error: BaseException | str) -> tuple[str, str, str]:
 
 
 def error_message(parts: tuple[str, str, str], content: Content, cancelled: bool) -> str:
+    "What a span's status says of an error: its type, and its message where content is kept."
     message = f"{parts[0]}: {parts[1]}" if content == "full" else parts[0]
     return redact(f"cancelled ({message})" if cancelled else message)[:1000]
 
 
 def error_event(parts: tuple[str, str, str], content: Content) -> dict[str, Any]:
+    "The event of an exception as OpenTelemetry has it, as much of it as may be kept."
     names = ("exception.type", "exception.message", "exception.stacktrace")
     texts = parts if content == "full" else parts[:1]
     attributes = {name: redact(text)[:20_000] for name, text in zip(names, texts, strict=False)}

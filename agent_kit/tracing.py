@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Status', 'Recorder', 'RequestTrace', 'start_trace', 'TraceNotFoundError', 'trace_tree', 'flush_traces',
-           'tracing_status', 'log_feedback', 'close_tracing']
+           'tracing_status', 'log_feedback', 'close_tracing', 'setup_mlflow', 'span']
 
 # %% ../nbs/050_tracing.ipynb #bb92635e
 import json
@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,8 @@ from .spans import Span, TraceRecord, enter, leave
 from .spans import span as span
 from .spool import Spool, list_segments, spool_bytes
 from .trace_content import to_json
+
+_all_ = ["setup_mlflow", "span"]
 
 # %% ../nbs/050_tracing.ipynb #9a6e7be6
 _logger = logging.getLogger(__name__)
@@ -75,6 +77,11 @@ def _find_recorder(settings: Settings) -> Recorder:
         if directory not in _recorders:
             _recorders[directory] = Recorder(settings)
         return _recorders[directory]
+
+
+def _keep_in(settings: Settings) -> Callable[[str, bytes], None]:
+    "What keeps the records of a trace, also of one that goes on after the recorder was closed."
+    return lambda trace_id, line: _find_recorder(settings).keep(trace_id, line)
 
 # %% ../nbs/050_tracing.ipynb #81a0ffd6
 _RECENT_TRACES = 200
@@ -228,7 +235,7 @@ def start_trace(
     if not settings.mlflow.tracing:
         return RequestTrace(None, settings)
     install_bridge()
-    record = TraceRecord(settings.mlflow.trace_content, _find_recorder(settings).keep)
+    record = TraceRecord(settings.mlflow.trace_content, _keep_in(settings))
     root = Span(record, name, "AGENT")
     root.set_inputs(inputs)
     _describe_request(root, context, settings, task)
@@ -362,16 +369,17 @@ def log_feedback(
     comment: str | None = None,
     user: str | None = None,
     name: str = "user_feedback",
+    timeout: float = 30,
 ) -> str:
     """Judge the answer behind a trace; waits until MLflow has the trace.
 
-    `value`: such as True for a thumb up, a number or a word. `user`: who judges.
-    Returns the id of the assessment. Blocks for seconds when MLflow is first needed: from async
-    code use `asyncio.to_thread`. Raises `TraceNotFoundError` where MLflow has no such trace,
+    `value`: such as True for a thumb up, a number or a word. `user`: who judges. `timeout`: seconds
+    to wait for the trace. Returns the id of the assessment. Blocks: from async code use
+    `asyncio.to_thread`. Raises `TraceNotFoundError` where MLflow has no such trace,
     `TimeoutError` where it cannot store the traces that were made before.
     """
     settings = _settings_of(trace_id)
-    if not flush_traces():
+    if not flush_traces(timeout):
         raise TimeoutError(f"traces cannot be stored: {tracing_status()['error']}")
     open_experiment(settings)
     from mlflow.entities import AssessmentSource, Feedback

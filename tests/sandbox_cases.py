@@ -22,7 +22,8 @@ from agent_kit.seccomp import _NUMBERS as ALLOWED
 
 HERE = Path(__file__).resolve().parent
 SECRET = "a-secret-that-nobody-may-read"
-COLUMN = {"x86_64": 0, "aarch64": 1}.get(platform.machine(), 0)
+COLUMNS = {"x86_64": 0, "aarch64": 1}
+COLUMN = COLUMNS.get(platform.machine(), 0)
 
 
 def _cases(name: str) -> dict[str, str]:

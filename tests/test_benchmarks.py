@@ -8,7 +8,8 @@ from support import PROJECT
 
 
 def test_a_short_comparison_prints_a_table_of_ratios() -> None:
-    options = "--quick --rounds 1 --seconds 0.2 --servers bare-asgi agent-kit".split()
+    options = ["--quick", "--rounds", "1", "--seconds", "0.2"]
+    options += ["--servers", "bare-asgi", "agent-kit"]
     run = subprocess.run(
         [sys.executable, PROJECT / "benchmarks/compare.py", *options],
         capture_output=True,

@@ -1,0 +1,67 @@
+"""What the tests of tracing share, besides the fixtures in `tracing_fixtures.py`."""
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from agent_kit.drain import Drain
+from agent_kit.mlflow_setup import open_experiment
+from agent_kit.sections import Settings
+from agent_kit.settings import load_settings
+from agent_kit.tracing import close_tracing
+
+if TYPE_CHECKING:
+    from mlflow.entities import Span, Trace
+
+
+def change(settings: Settings, **values: object) -> Settings:
+    """The settings with other values in the section [mlflow]."""
+    return load_settings(
+        settings.project_dir,
+        environ={},
+        overrides={f"mlflow.{key}": value for key, value in values.items()},
+    )
+
+
+def drain_here(settings: Settings) -> None:
+    """Store everything in the spool, in this process."""
+    close_tracing(timeout=0)
+    Drain(settings).run()
+
+
+def stored_trace(settings: Settings, trace_id: str) -> "Trace":
+    """A trace from MLflow's store; what is in the spool is stored here and now."""
+    from mlflow import MlflowClient
+
+    drain_here(settings)
+    return MlflowClient(settings.mlflow.tracking_uri).get_trace(trace_id)
+
+
+def stored_traces(settings: Settings) -> "list[Trace]":
+    """All traces of a project in MLflow's store."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(settings.mlflow.tracking_uri)
+    return list(client.search_traces(locations=[open_experiment(settings)], max_results=500))
+
+
+def tree(spans: "list[Span]") -> set[tuple[str, str | None]]:
+    """The names of spans and of their parents."""
+    names = {span.span_id: span.name for span in spans}
+    return {(span.name, span.parent_id and names[span.parent_id]) for span in spans}
+
+
+def run_script(
+    settings: Settings, code: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Python code as a process of the project, with what the scripts of these tests need."""
+    head = "import asyncio, os, signal, sys, threading, time\nfrom agent_kit.tracing import *\n"
+    return subprocess.run(
+        [sys.executable, "-c", head + code],
+        cwd=settings.project_dir,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
