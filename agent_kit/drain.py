@@ -154,7 +154,7 @@ class PatientStore:
 
 # %% ../nbs/046_drain.ipynb #2e15b637
 _POLL_SECONDS = 0.1
-_LONGEST_PAUSE_SECONDS = 30.0
+_LONGEST_PAUSE_SECONDS = 10.0
 _SET_ASIDE_MAX_BYTES = 10_000_000
 
 
@@ -297,6 +297,7 @@ def main() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_ASYNC_TRACE_LOGGING_RETRY_TIMEOUT", "10")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     drain = Drain(settings)
     threading.Thread(target=_cut_off_when_alone, args=[drain.lifetime], daemon=True).start()
     drain.run()

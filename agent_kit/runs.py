@@ -28,7 +28,7 @@ from starlette.exceptions import HTTPException
 from .context import RequestContext, redact, use_context
 from .model_interface import ModelError
 from .protocol import Request, RequestError, parse_request, refuse_state
-from .settings import Settings, get_settings
+from .settings import Settings
 from .tracing import RequestTrace, Status, start_trace
 from .translation import Assembler, make_assembler
 

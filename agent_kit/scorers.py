@@ -12,7 +12,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, overload
+from typing import Any
 
 from .checks import CHECKS, Answer, ToolCall, shorten
 from .datasets import Case
@@ -95,20 +95,14 @@ class Scorer:
         return asyncio.run(value) if inspect.iscoroutine(value) else value
 
 # %% ../nbs/170_scorers.ipynb #b3723213
-@overload
-def scorer(function: Callable[..., Any]) -> Scorer: ...
-@overload
-def scorer(
-    *, name: str | None = None, reads: Sequence[str] | None = None, measures: bool = False
-) -> Callable[[Callable[..., Any]], Scorer]: ...
 def scorer(
     function: Callable[..., Any] | None = None,
     *,
     name: str | None = None,
     reads: Sequence[str] | None = None,
     measures: bool = False,
-) -> Scorer | Callable[[Callable[..., Any]], Scorer]:
-    """Turn a function into a scorer; `@scorer` and `@scorer(name=…)` are both fine.
+) -> Any:
+    """Turn a function into a Scorer; `@scorer` and `@scorer(name=…)` are both fine.
 
     The parameters are those of `Scorer`; the name is the function's unless given.
     Raises TypeError for a parameter of the function that no answer has.

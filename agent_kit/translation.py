@@ -18,7 +18,6 @@ from agent_kit.protocol import (
     Request,
     RequestError,
     ResponsesRequest,
-    parse_request,
 )
 
 # %% ../nbs/036_translation.ipynb #46e5ba7b

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from agent_kit.server import AgentServer, create_server
 from agent_kit.settings import load_settings
-from agent_kit.tracing import close_tracing
+from agent_kit.tracing import flush_traces
 
 QUESTION = {"input": "Hello"}
 UNTRACED = {"AGENT_KIT_MLFLOW_TRACING": "false"}
@@ -354,7 +354,7 @@ def traced(tmp_path) -> Iterator[str]:
     server.invoke()(lambda request: "Hello")
     with server.serve() as url:
         yield url
-    close_tracing(60)
+        assert flush_traces(60)
 
 
 def test_each_answer_has_a_request_id_and_a_trace_id(traced):

@@ -15,6 +15,7 @@ import httpx2
 import pytest
 
 from agent_kit.client import RequestRefused
+from agent_kit.runs import Registry
 from agent_kit.server import ServerError, create_server, load_server, parse_server_args
 
 QUESTION = {"input": "Hello"}
@@ -138,7 +139,8 @@ def test_a_generator_registered_as_invoke_is_refused():
         create_server().invoke()(yields)
 
 
-def test_without_a_function_the_start_fails_and_says_what_to_write():
+def test_without_a_function_the_start_fails_and_says_what_to_write(monkeypatch):
+    monkeypatch.setattr("agent_kit.server.default_registry", Registry())
     with pytest.raises(ServerError, match="@invoke"):
         asyncio.run(create_server().respond(QUESTION))
 

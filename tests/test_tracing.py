@@ -9,7 +9,15 @@ from contextlib import suppress
 
 import psutil
 import pytest
-from tracing_support import change, run_script, stored_trace, stored_traces, tree
+from tracing_support import (
+    change,
+    free_port,
+    mlflow_server,
+    run_script,
+    stored_trace,
+    stored_traces,
+    tree,
+)
 
 from agent_kit.context import RequestContext
 from agent_kit.drain import DrainState
@@ -326,22 +334,21 @@ def test_a_record_that_mlflow_refuses_is_set_aside(settings: Settings) -> None:
 # --- nothing is lost
 
 
-def test_traces_wait_for_a_store_that_is_down(project: Settings) -> None:
-    store = project.project_dir / "not yet there"
-    project = change(project, tracking_uri=f"sqlite:///{store}/mlflow.db")
-    ids = [traced(project) for _ in range(3)]
-    assert not flush_traces(timeout=0.2)
-    wait_for(lambda: tracing_status()["error"])
+def test_traces_wait_for_a_server_that_is_down(project: Settings) -> None:
+    port = free_port()
+    settings = change(project, tracking_uri=f"http://127.0.0.1:{port}")
+    ids = [traced(settings) for _ in range(3)]
+    wait_for(lambda: "failed" in (tracing_status()["error"] or ""))
     assert tracing_status()["waiting_bytes"] > 0
     with pytest.raises(TimeoutError, match="cannot be stored"):
         log_feedback(ids[0], value=True, timeout=0.1)
-    store.mkdir()
-    (project.project_dir / "mlflow.db").rename(store / "mlflow.db")
-    assert flush_traces(timeout=60)
+    with mlflow_server(project, port):
+        assert flush_traces(timeout=60)
+        log_feedback(ids[0], value=True)
     assert {trace.info.trace_id for trace in stored_traces(project)} == set(ids)
     status = tracing_status()
     assert (status["stored"], status["refused"], status["dropped"]) == (3, 0, 0)
-    assert status["error"] is None
+    assert (status["waiting_bytes"], status["error"]) == (0, None)
 
 
 def test_what_does_not_fit_is_counted_and_told(

@@ -1,8 +1,11 @@
 """What the tests of tracing share, besides the fixtures in `tracing_fixtures.py`."""
 
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from agent_kit.drain import Drain
@@ -65,3 +68,27 @@ def run_script(
         text=True,
         timeout=120,
     )
+
+
+def free_port() -> int:
+    """A port of this machine that nobody uses."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@contextmanager
+def mlflow_server(settings: Settings, port: int) -> Iterator[None]:
+    """MLflow's own tracking server, without its processes for jobs."""
+    command = [sys.executable, "-m", "uvicorn", "mlflow.server.fastapi_app:app", f"--port={port}"]
+    server = subprocess.Popen(
+        command,
+        cwd=settings.project_dir,
+        env=os.environ | {"_MLFLOW_SERVER_FILE_STORE": settings.mlflow.tracking_uri},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        server.terminate()
+        server.wait()
