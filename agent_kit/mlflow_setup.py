@@ -146,7 +146,8 @@ def _register_once(model: "LoggedModel", name: str, commit: str | None) -> None:
     import mlflow
 
     versions = mlflow.MlflowClient().search_model_versions(f"name = '{name}'")
-    if any(version.model_id == model.model_id for version in versions):
+    # A local registry does not keep the id of the version that a model was registered from.
+    if any(model.model_id == old.model_id or model.model_uri == old.source for old in versions):
         return
     mlflow.register_model(model.model_uri, name, tags={"git_commit": commit or "unknown"})
 
