@@ -4,7 +4,7 @@ import asyncio
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 
 import psutil
@@ -17,6 +17,7 @@ from tracing_support import (
     stored_trace,
     stored_traces,
     tree,
+    wait_until,
 )
 
 from agent_kit.context import RequestContext
@@ -55,13 +56,6 @@ def drains(settings: Settings) -> list[psutil.Process]:
         if "agent_kit.drain" in command and process.info["cwd"] == str(settings.project_dir):
             found.append(process)
     return found
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it takes too long"
-        time.sleep(0.05)
 
 
 # --- what a trace says
@@ -338,7 +332,7 @@ def test_traces_wait_for_a_server_that_is_down(project: Settings) -> None:
     port = free_port()
     settings = change(project, tracking_uri=f"http://127.0.0.1:{port}")
     ids = [traced(settings) for _ in range(3)]
-    wait_for(lambda: "failed" in (tracing_status()["error"] or ""))
+    wait_until(lambda: "failed" in (tracing_status()["error"] or ""))
     assert tracing_status()["waiting_bytes"] > 0
     with pytest.raises(TimeoutError, match="cannot be stored"):
         log_feedback(ids[0], value=True, timeout=0.1)
@@ -374,7 +368,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     done = run_script(project, code)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    wait_for(lambda: not drains(project))
+    wait_until(lambda: not drains(project))
     assert len(stored_traces(project)) == 30
     assert list(project.mlflow.spool_dir.glob("*.jsonl")) == []
 
