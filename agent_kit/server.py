@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
+from .feedback_routes import add_feedback_routes
 from .protocol import TASKS
 from .reload import serve_with_reload
 from .routes import create_app
@@ -53,6 +54,7 @@ class AgentApp:
         self.stream = self.registry.stream
         self.service = AgentService(task, settings, lambda: self.registry or default_registry)
         self.app: FastAPI = create_app(self.service, lifespan=self._lifespan)
+        add_feedback_routes(self.app, self.service)
         self.app.state.agent_server = self
         self._lives = 0
 

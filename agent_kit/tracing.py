@@ -373,6 +373,8 @@ def log_feedback(
 ) -> str:
     """Judge the answer behind a trace; waits until MLflow has the trace.
 
+    A second judgement of the same user and name takes the place of the first.
+
     `value`: such as True for a thumb up, a number or a word. `user`: who judges. `timeout`: seconds
     to wait for the trace. Returns the id of the assessment. Blocks: from async code use
     `asyncio.to_thread`. Raises `TraceNotFoundError` where MLflow has no such trace,
@@ -388,13 +390,18 @@ def log_feedback(
 
     source = AssessmentSource(source_type="HUMAN", source_id=user or "anonymous")
     feedback = Feedback(name=name, value=value, rationale=redact(comment), source=source)
+    client = TracingClient(settings.mlflow.tracking_uri)
     try:
-        logged = TracingClient(settings.mlflow.tracking_uri).log_assessment(trace_id, feedback)
+        known = client.get_trace_info(trace_id).assessments
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise TraceNotFoundError(f"MLflow has no trace {trace_id}") from None
-    return logged.assessment_id or ""
+    earlier = [each.assessment_id for each in known if (each.name, each.source) == (name, source)]
+    if earlier and earlier[-1]:
+        client.update_assessment(trace_id, earlier[-1], feedback)
+        return earlier[-1]
+    return client.log_assessment(trace_id, feedback).assessment_id or ""
 
 # %% ../nbs/050_tracing.ipynb #aaf6a7f4
 def close_tracing(timeout: float = 10) -> bool:
