@@ -68,7 +68,7 @@ def _narrowed(request: ResponsesRequest) -> tuple[list[dict[str, Any]], str | di
 # %% ../nbs/078_loop.ipynb #f898bd5e
 _Offer = tuple[list[dict[str, Any]], str | dict[str, Any]]
 
-
+# %% ../nbs/078_loop.ipynb #2f36a1e3
 @dataclass
 class _Progress:
     request: ResponsesRequest
@@ -156,6 +156,16 @@ async def _in_step(
 _ANY_REQUEST = ResponsesRequest(input=[{"role": "user", "content": ""}])
 
 
+def _shown(request: ModelRequest) -> dict[str, Any]:
+    return {
+        "input": request.input,
+        "instructions": request.instructions,
+        "tools": request.tools,
+        "tool_choice": request.tool_choice,
+        **request.parameters,
+    }
+
+# %% ../nbs/078_loop.ipynb #e97ef5d5
 class _Turn:
     """One turn of the model: its events, and the items they come to."""
 
@@ -207,16 +217,6 @@ class _Turn:
             self.progress.output_tokens += usage["output_tokens"]
         return turn_ended(self.model, usage, incomplete=self.incomplete)
 
-
-def _shown(request: ModelRequest) -> dict[str, Any]:
-    return {
-        "input": request.input,
-        "instructions": request.instructions,
-        "tools": request.tools,
-        "tool_choice": request.tool_choice,
-        **request.parameters,
-    }
-
 # %% ../nbs/078_loop.ipynb #a5676737
 def _refusal(call: dict[str, Any], progress: _Progress) -> str | None:
     """Return what the model is told instead of a result, None where the call may run."""
@@ -247,7 +247,7 @@ async def _run_call(
                 step.fail(result.text)
     return {"type": "function_call_output", "call_id": call["call_id"], "output": result.text}
 
-
+# %% ../nbs/078_loop.ipynb #98f5b3e8
 async def _run_calls(
     calls: list[dict[str, Any]], progress: _Progress
 ) -> AsyncGenerator[dict[str, Any], None]:

@@ -96,7 +96,7 @@ _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _TIMEOUT_SECONDS = 120.0
 _MAX_CHARACTERS = 50_000
 
-
+# %% ../nbs/073_tools.ipynb #85895f75
 @dataclass(frozen=True)
 class Tool:
     """Something a model may call.
@@ -217,7 +217,8 @@ async def call_tool(tool: Tool, arguments: str) -> ToolResult:
 
 # %% ../nbs/073_tools.ipynb #cf6d78c1
 @overload
-def tool(function: Callable[..., Any], /) -> Tool: ...
+def tool(function: Callable[..., Any], /) -> Tool:
+    """Make a tool of the function below."""
 
 
 @overload
@@ -228,7 +229,8 @@ def tool(
     strict: bool = False,
     timeout_seconds: float | None = _TIMEOUT_SECONDS,
     max_characters: int = _MAX_CHARACTERS,
-) -> Callable[[Callable[..., Any]], Tool]: ...
+) -> Callable[[Callable[..., Any]], Tool]:
+    """Make a tool of the function below, with options."""
 
 
 def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
