@@ -70,8 +70,8 @@ def _carried(request: Request) -> dict[str, Any]:
 
 def _refuse(request: Request, names: Iterable[str], task: str) -> None:
     for name in names:
-        value = getattr(request, name)
-        if name in request.model_fields_set and value not in (None, False, [], {}):
+        default = type(request).model_fields[name].get_default(call_default_factory=True)
+        if getattr(request, name) not in (None, False, [], {}, default):
             raise unsupported(name, task)
 
 # %% ../nbs/034_conversion.ipynb #441d43ff
@@ -121,6 +121,18 @@ def text_of(content: str | list[dict[str, Any]] | None) -> str:
         return content
     return "".join(part.get("text") or part.get("refusal") or "" for part in content or ())
 
+# %% ../nbs/034_conversion.ipynb #6e2b9d14
+def _thoughts(message: Mapping[str, Any]) -> tuple[list[dict[str, Any]], Any]:
+    """Return what the assistant thought, as items, and the rest of the content."""
+    items, content = [], message.get("content")
+    if thought := message.get("reasoning_content"):
+        thoughts = [{"type": "reasoning_text", "text": thought}]
+        items.append({"type": "reasoning", "summary": [], "content": thoughts})
+    if isinstance(content, list):
+        items += [part for part in content if part["type"] == "reasoning"]
+        content = [part for part in content if part["type"] != "reasoning"]
+    return items, content
+
 # %% ../nbs/034_conversion.ipynb #80f38b40
 def _call_item(call: Mapping[str, Any]) -> dict[str, Any]:
     if call.get("type") == "custom":
@@ -129,20 +141,17 @@ def _call_item(call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _items_of(message: dict[str, Any], custom_calls: set[str], path: str) -> list[dict[str, Any]]:
-    role, content = message["role"], message.get("content")
+    role = message["role"]
     for name in ("audio", "function_call"):
         if message.get(name):
             raise unsupported(f"{path}.{name}", "agent/v1/responses")
     if role == "function":
         raise unsupported(f"{path}.role", "agent/v1/responses")
     if role == "tool":
-        call_id = message["tool_call_id"]
+        call_id, output = message["tool_call_id"], _to_content(message.get("content") or "", role)
         kind = "custom_tool_call_output" if call_id in custom_calls else "function_call_output"
-        return [{"type": kind, "call_id": call_id, "output": _to_content(content or "", role)}]
-    items: list[dict[str, Any]] = []
-    if thought := message.get("reasoning_content"):
-        thoughts = [{"type": "reasoning_text", "text": thought}]
-        items.append({"type": "reasoning", "summary": [], "content": thoughts})
+        return [{"type": kind, "call_id": call_id, "output": output}]
+    items, content = _thoughts(message)
     if content or not (message.get("tool_calls") or message.get("refusal")):
         named = {name: message[name] for name in ("name", "attachments") if message.get(name)}
         items.append({"role": role, "content": _to_content(content or "", role), **named})
@@ -166,7 +175,7 @@ def _items(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 # %% ../nbs/034_conversion.ipynb #81249b63
-_CHAT_ONLY = ("audio", "prediction", "web_search_options", "functions", "function_call")
+_CHAT_ONLY = ("audio", "prediction", "web_search_options", "functions", "function_call", "n")
 
 
 def _text_form(request: ChatRequest) -> dict[str, Any]:
@@ -183,8 +192,6 @@ def chat_to_responses(request: ChatRequest) -> ResponsesRequest:
     Raises RequestError for what the Responses API cannot express: several choices, audio …
     """
     _refuse(request, _CHAT_ONLY, "agent/v1/responses")
-    if request.n > 1:
-        raise unsupported("n", "agent/v1/responses")
     if request.modalities and request.modalities != ["text"]:
         raise unsupported("modalities", "agent/v1/responses")
     data = {
@@ -278,8 +285,6 @@ _RESPONSES_ONLY = (
     "context_management",
     "image",
     "access_programs",
-    "previous_response_id",
-    "conversation",
 )
 
 
@@ -334,13 +339,12 @@ def responses_to_chat(request: ResponsesRequest) -> ChatRequest:
     return converted
 
 # %% ../nbs/034_conversion.ipynb #32521986
-_PARAMETERS = (
-    "tools",
-    "tool_choice",
+_NOT_FOR_AGENTS = ("tools", "tool_choice")
+_TUNING = (
+    "model",
     "temperature",
     "top_p",
     "max_output_tokens",
-    "text",
     "reasoning",
     "stop",
     "seed",
@@ -348,34 +352,44 @@ _PARAMETERS = (
     "presence_penalty",
     "logit_bias",
     "top_logprobs",
+    "metadata",
 )
+
+# %% ../nbs/034_conversion.ipynb #8a3c5f27
+def _agent_messages(request: ResponsesRequest) -> list[dict[str, Any]]:
+    messages, names = [], {}
+    for message in _messages(request):
+        content, calls = message.get("content"), message.get("tool_calls", ())
+        if isinstance(content, list) and any(part["type"] not in _TEXTS for part in content):
+            raise unsupported("input", "agent/v2/chat")
+        names.update({call["id"]: call[call["type"]]["name"] for call in calls})
+        if any(call["type"] != "function" for call in calls):
+            raise unsupported("input", "agent/v2/chat")
+        if message["role"] == "tool":
+            message["name"] = names.get(message["tool_call_id"], "tool")
+        message.pop("reasoning_content", None)
+        messages.append({**message, "content": text_of(content)})
+    return messages
+
+
+_TEXTS = ("text", "refusal")
 
 # %% ../nbs/034_conversion.ipynb #b209070d
 def responses_to_agent(request: ResponsesRequest) -> ChatAgentRequest:
     """Say a Responses request to a ChatAgent.
 
-    Raises RequestError for everything but text: parameters, tools, images, files.
+    Raises RequestError for tools, images, files and structured output.
     """
     task = "agent/v2/chat"
-    _refuse(request, (*_RESPONSES_ONLY, *_PARAMETERS), task)
-    messages, names = [], {}
-    for message in _messages(request):
-        content = message.get("content")
-        if isinstance(content, list) and any(part["type"] != "text" for part in content):
-            raise unsupported("input", task)
-        names.update(
-            {call["id"]: call[call["type"]]["name"] for call in message.get("tool_calls", ())}
-        )
-        if message["role"] == "tool":
-            message["name"] = names.get(message["tool_call_id"], "tool")
-        message.pop("reasoning_content", None)
-        messages.append({**message, "content": text_of(content)})
+    _refuse(request, (*_RESPONSES_ONLY, *_NOT_FOR_AGENTS), task)
+    if ((request.text or {}).get("format") or {"type": "text"})["type"] != "text":
+        raise unsupported("text.format", task)
     context = request.context.model_dump(exclude_unset=True) if request.context else {}
     if request.user:
         context = {"user_id": request.user, **context}
     data = {
-        **_given(request, ("stream", "custom_inputs")),
-        "messages": messages,
+        **_given(request, ("stream", "custom_inputs", *_TUNING)),
+        "messages": _agent_messages(request),
         "context": context or None,
         **(request.model_extra or {}),
     }
