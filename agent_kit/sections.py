@@ -122,7 +122,7 @@ def _parse_threshold(value: object) -> object:
         return value
     match = re.fullmatch(r"\s*([^<>=\s]+)\s*(>=|<=|>|<)\s*([-+.\deE]+)\s*", value)
     if match is None:
-        raise ValueError("should be a metric, one of >= <= > <, and a number: correct >= 0.9")
+        raise ValueError("should be a metric, one of >= <= > <, and a number: correctness >= 0.9")
     return dict(zip(("metric", "comparison", "value"), match.groups(), strict=True))
 
 
@@ -251,7 +251,7 @@ class EvaluateSettings(Section):
         default=Path("evals/default.jsonl"), description="the evaluation cases, as JSONL"
     )
     thresholds: Thresholds = Field(
-        default=(), description="what to reach, one a line: correct >= 0.9"
+        default=(), description="what to reach, one a line: correctness >= 0.9"
     )
     repeats: int = Field(default=1, ge=1, description="how often each case is run")
     workers: int = Field(default=4, ge=1, description="cases run at the same time")

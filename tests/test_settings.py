@@ -91,13 +91,13 @@ def test_lists_and_thresholds(tmp_path: Path) -> None:
     write(
         tmp_path,
         "[server]\nexample_prompts =\n    Hello, you\n    And: bye?\nallowed_hosts = a.example, b\n"
-        "[evaluate]\nthresholds =\n    correct >= 0.9\n    seconds<2.5\n",
+        "[evaluate]\nthresholds =\n    correctness >= 0.9\n    seconds<2.5\n",
     )
     settings = load_settings(tmp_path, {})
     assert settings.server.example_prompts == ("Hello, you", "And: bye?")
     assert settings.server.allowed_hosts == ("a.example", "b")
     assert [str(bound) for bound in settings.evaluate.thresholds] == [
-        "correct >= 0.9",
+        "correctness >= 0.9",
         "seconds < 2.5",
     ]
 
@@ -233,8 +233,8 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         ("mlflow.tracing", "perhaps", "a valid boolean"),
         ("mlflow.trace_content", "some", "'full', 'redacted' or 'off'"),
         ("mlflow.model_name", "my_agent", "catalog.schema.model"),
-        ("evaluate.thresholds", "correct = 0.9", "correct >= 0.9"),
-        ("evaluate.thresholds", "correct >= .", "a valid number"),
+        ("evaluate.thresholds", "correctness = 0.9", "correctness >= 0.9"),
+        ("evaluate.thresholds", "correctness >= .", "a valid number"),
         ("deploy.app_name", "My_App", "lower-case letters"),
         ("deploy.workspace_path", "apps/mine", "start with /Workspace/"),
     ],
@@ -336,15 +336,19 @@ def test_thresholds_compare() -> None:
 # The settings.ini that is shipped
 
 
-def test_the_shipped_file_changes_nothing_but_the_extras(tmp_path: Path) -> None:
+def test_the_shipped_file_changes_nothing_but_the_extras_and_the_gate(tmp_path: Path) -> None:
     plain = load_settings(tmp_path, {})
     shipped = load_settings(
         write(tmp_path, (PROJECT / "settings.ini").read_text(encoding="utf-8")), {}
     )
     for section in SECTIONS:
-        if section != "deploy":
+        if section not in ("deploy", "evaluate"):
             assert getattr(shipped, section) == getattr(plain, section)
     assert shipped.deploy.extras == ("databricks",)
+    gate = shipped.evaluate.thresholds
+    assert [str(threshold) for threshold in gate] == ["correctness >= 0.9"]
+    without = shipped.evaluate.model_copy(update={"thresholds": ()})
+    assert without == plain.evaluate
 
 
 def test_the_shipped_file_mentions_every_key() -> None:
