@@ -122,7 +122,7 @@ class _Progress:
         if not tools:
             parameters.pop("parallel_tool_calls", None)
         instructions = _instructions(self.instructions, self.request)
-        return ModelRequest(self.items, instructions, tools, choice, parameters)
+        return ModelRequest(list(self.items), instructions, tools, choice, parameters)
 
 # %% ../nbs/078_loop.ipynb #bbf9670e
 def _timed_out(progress: _Progress) -> ModelError:

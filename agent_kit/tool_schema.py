@@ -187,11 +187,12 @@ def read_signature(function: Callable[..., Any], name: str, docstring: str) -> S
     name: the tool's name; docstring: what describes it. Raises `ToolDefinitionError` where JSON
     cannot express a parameter.
     """
+    parameters = _parameters(function, name)
     description, described = read_docstring(docstring)
     if not description:
         raise _fail(name, "it has no docstring; say in a sentence when to call it.")
     hints, fields, contexts, nullless = _hints(function, name), {}, {}, set()
-    for index, parameter in enumerate(_parameters(function, name)):
+    for index, parameter in enumerate(parameters):
         annotation = hints.get(parameter.name, parameter.annotation)
         if _is_context(annotation):
             contexts[parameter.name] = annotation is not RequestContext
