@@ -8,8 +8,11 @@ __all__ = ['create_model']
 # %% ../nbs/062_models.ipynb #60d1fdd9
 from pathlib import Path
 
+from .chat_model import ChatModel
 from .model_interface import Model, ModelError, read_script
+from .model_service import databricks_service, openai_service
 from .offline_model import OfflineModel
+from .responses_model import ResponsesModel
 from .settings import Settings, get_settings
 
 # %% ../nbs/062_models.ipynb #25b9ce98
@@ -17,16 +20,27 @@ def create_model(settings: Settings | None = None, *, spec: str | None = None) -
     """Return the model that the settings name.
 
     settings: those of this process by default; spec: another model than the settings' own, in the
-    same form, such as `openai:gpt-5-mini`. Raises `ModelError` where it cannot be made.
+    same form, such as `openai:gpt-5-mini`. Raises `ModelError` where there is no such model.
     """
     settings = settings or get_settings()
     spec = settings.agent.model if spec is None else spec
     provider, _, name = spec.partition(":")
     if spec == "offline":
         return OfflineModel()
-    if provider == "scripted" and name:
+    if name and provider in ("openai", "openai-responses"):
+        seconds = settings.agent.timeout_seconds
+        service = openai_service(name, settings.agent.base_url, timeout_seconds=seconds)
+        return (ChatModel if provider == "openai" else ResponsesModel)(spec, service)
+    if name and provider == "databricks":
+        service = databricks_service(name, timeout_seconds=settings.agent.timeout_seconds)
+        return ChatModel(spec, service)
+    if name and provider == "scripted":
         return read_script(_locate(settings, name))
-    raise ModelError(f"The model {spec!r} is not supported by this version.")
+    raise ModelError(
+        f"There is no model {spec!r}: [agent] model is offline, openai:<name>, "
+        "openai-responses:<name>, databricks:<endpoint>, local:<path of a .gguf> or "
+        "scripted:<path of a .jsonl>."
+    )
 
 
 def _locate(settings: Settings, name: str) -> Path:

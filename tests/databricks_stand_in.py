@@ -79,6 +79,7 @@ class Workspace:
     deployment_failure: str | None = None
     oauth_tokens_made: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
+    model_refusal: "Refusal | None" = None
 
     def called(self, method: str, path: str) -> list[Call]:
         """Return the calls of `method` on paths that match the regular expression `path`."""
@@ -130,6 +131,18 @@ def oauth_token(workspace: Workspace, call: Call) -> _Answer:
 @route("GET", "/api/2.0/preview/scim/v2/Me")
 def me(workspace: Workspace, call: Call) -> _Answer:
     return {"id": f"id-of-{call.user}", "userName": call.user}
+
+
+# Serving endpoints
+
+
+@route("POST", "/serving-endpoints/chat/completions")
+def chat_completions(workspace: Workspace, call: Call) -> _Answer:
+    """Answer as a model that does not stream, and that tells who asked."""
+    if workspace.model_refusal:
+        raise workspace.model_refusal
+    message = {"role": "assistant", "content": f"Hello, {call.user}."}
+    return {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
 
 
 # Files

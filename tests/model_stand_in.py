@@ -28,6 +28,8 @@ class Turn:
     pause: seconds between two pieces of a stream; wait: an event to wait for after the first piece.
     cut: break the connection instead of ending the stream.
     chunks: the chunks of a chat completion stream word for word, instead of everything above.
+    frames: the text of the whole stream, frame by frame, valid or not, instead of all others.
+    kind: the content type of a streamed answer.
     """
 
     text: str = ""
@@ -40,6 +42,8 @@ class Turn:
     wait: threading.Event | None = None
     cut: bool = False
     chunks: Sequence[dict[str, Any]] = ()
+    frames: Sequence[str] = ()
+    kind: str = "text/event-stream"
 
     @property
     def finish_reason(self) -> str:
@@ -206,10 +210,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _stream(self, turn: Turn, pieces: Iterator[dict[str, Any]]) -> None:
         self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Content-Type", turn.kind)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         try:
+            for frame in turn.frames:
+                self._write(frame)
+            if turn.frames:
+                self.wfile.write(b"0\r\n\r\n")
+                return
             for number, piece in enumerate(pieces):
                 if turn.cut and number == 2:
                     self.close_connection = True
