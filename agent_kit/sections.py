@@ -155,6 +155,12 @@ class AgentSettings(Section):
     )
     max_turns: int = Field(default=10, ge=1, description="model calls in one answer, at most")
     timeout_seconds: float = Field(default=600, gt=0, description="the longest one answer may take")
+    python_exec: Literal["auto", "sandbox", "unity_catalog"] = Field(
+        default="auto", description="where programs of the model run: auto, sandbox, unity_catalog"
+    )
+    warehouse_id: OptionalText = Field(
+        default=None, description="the SQL warehouse that runs them in Unity Catalog"
+    )
 
 # %% ../nbs/005_sections.ipynb #d3be89ef
 class ServerSettings(Section):

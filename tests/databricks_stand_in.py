@@ -23,6 +23,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from agent_kit.sandbox import run_python
+
 MAX_FILE_BYTES = 10 * 1024 * 1024
 ADA_TOKEN = "dapi" + "a" * 32
 BOB_TOKEN = "dapi" + "b" * 32
@@ -78,6 +80,8 @@ class Workspace:
     deployments: list[dict[str, Any]] = field(default_factory=list)
     deployment_failure: str | None = None
     oauth_tokens_made: int = 0
+    statements: dict[str, dict[str, Any]] = field(default_factory=dict)
+    polls_to_wait: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
     model_refusal: "Refusal | None" = None
 
@@ -294,6 +298,43 @@ def deployed_info(workspace: Workspace, call: Call, name: str) -> _Answer:
 @route("POST", r"/deployed/([^/]+)/api/invocations")
 def deployed_answer(workspace: Workspace, call: Call, name: str) -> _Answer:
     return {"output": [], "asked": call.body, "asked_by": call.user}
+
+
+# SQL statements
+
+
+@route("POST", "/api/2.0/sql/statements")
+def execute_statement(workspace: Workspace, call: Call) -> _Answer:
+    """Run the one statement that is known here: the function system.ai.python_exec."""
+    if call.body["statement"] != "SELECT system.ai.python_exec(:code)":
+        raise Refusal(400, "BAD_REQUEST", f"no such statement: {call.body['statement']}")
+    if call.body["warehouse_id"] != "warehouse-1":
+        raise Refusal(404, "NOT_FOUND", f"{call.body['warehouse_id']} is not a warehouse.")
+    number = f"statement-{len(workspace.statements) + 1}"
+    (code,) = [given["value"] for given in call.body["parameters"] if given["name"] == "code"]
+    workspace.statements[number] = {"code": code, "waits": workspace.polls_to_wait}
+    return get_statement(workspace, call, number)
+
+
+@route("GET", r"/api/2.0/sql/statements/([^/]+)")
+def get_statement(workspace: Workspace, call: Call, number: str) -> _Answer:
+    statement = workspace.statements[number]
+    head = {"statement_id": number}
+    if statement["waits"] > 0:
+        statement["waits"] -= 1
+        return head | {"status": {"state": "PENDING"}}
+    if "forbidden" in statement["code"]:
+        error = {"error_code": "BAD_REQUEST", "message": "User has no EXECUTE on python_exec"}
+        return head | {"status": {"state": "FAILED", "error": error}}
+    printed = run_python(statement["code"]).stdout
+    result = {"row_count": 1, "data_array": [[printed]]}
+    return head | {"status": {"state": "SUCCEEDED"}, "result": result}
+
+
+@route("POST", r"/api/2.0/sql/statements/([^/]+)/cancel")
+def cancel_statement(workspace: Workspace, call: Call, number: str) -> _Answer:
+    workspace.statements[number]["cancelled"] = True
+    return {}
 
 
 # HTTP
