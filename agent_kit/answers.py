@@ -149,8 +149,9 @@ def run_apart(work: Coroutine[Any, Any, _Result]) -> _Result:
         try:
             return running.result()
         except KeyboardInterrupt:
-            for task in tasks:
-                task.get_loop().call_soon_threadsafe(task.cancel)
+            with suppress(RuntimeError):  # The loop has just come to its end by itself.
+                for task in tasks:
+                    task.get_loop().call_soon_threadsafe(task.cancel)
             raise
 
 # %% ../nbs/182_answers.ipynb #70d8cdcc
