@@ -190,10 +190,8 @@ def _application(stand_in: StandIn, prefix: str) -> Starlette:
 
 
 @contextmanager
-def stand_in_server(prefix: str = "") -> Iterator[StandIn]:
-    """Run a stand-in on a free port; `url` is where its page is."""
-    stand_in = StandIn()
-    app = _application(stand_in, prefix)
+def serve_app(app: Any) -> Iterator[str]:
+    """Run an ASGI application on a free port and give its URL."""
     config = uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="stand-in")
@@ -203,11 +201,19 @@ def stand_in_server(prefix: str = "") -> Iterator[StandIn]:
             assert thread.is_alive(), "the stand-in did not start"
             threading.Event().wait(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
-        stand_in.url = f"http://127.0.0.1:{port}{prefix}/"
-        yield stand_in
+        yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
         thread.join()
+
+
+@contextmanager
+def stand_in_server(prefix: str = "") -> Iterator[StandIn]:
+    """Run a stand-in on a free port; `url` is where its page is."""
+    stand_in = StandIn()
+    with serve_app(_application(stand_in, prefix)) as url:
+        stand_in.url = f"{url}{prefix}/"
+        yield stand_in
 
 
 def login_redirect() -> Response:

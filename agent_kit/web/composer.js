@@ -91,13 +91,19 @@ export class Composer {
   }
 
   #show() {
-    const { style } = this.#field;
-    style.height = "auto";
-    style.height = `${this.#field.scrollHeight}px`;
+    this.#fit();
     const isEmpty = !this.#field.value.trim() && this.#attachments.length === 0;
     this.#button.disabled = isEmpty && !this.#isBusy;
     this.#chips.hidden = this.#attachments.length === 0;
     this.#chips.replaceChildren(...this.#attachments.map((each) => this.#removable(each)));
+  }
+
+  /** Grow with the text, where the browser does not do it by itself. */
+  #fit() {
+    if (CSS.supports("field-sizing", "content")) return;
+    const { style } = this.#field;
+    style.height = "auto";
+    style.height = `${this.#field.scrollHeight}px`;
   }
 
   /** @param {Attachment} attachment */

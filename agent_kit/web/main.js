@@ -1,11 +1,11 @@
 /** The page: learns who the agent is, and joins message box, runs and transcript. */
 
-import { answerText, newAnswer } from "./answer.js";
+import { answerText, failAnswer, newAnswer } from "./answer.js";
 import { Composer } from "./composer.js";
 import * as conversations from "./conversation.js";
 import { announce, copyText, download, find, h, icon } from "./dom.js";
 import { Run } from "./run.js";
-import { call } from "./stream.js";
+import { call, Problem } from "./stream.js";
 import { TurnView } from "./view.js";
 
 /**
@@ -111,7 +111,19 @@ class Page {
     const answer = conversations.runningAnswer(this.#conversation);
     if (!answer) return;
     const view = this.#views[this.#views.length - 1];
-    this.#follow(view, (run) => run.resume());
+    if (answer.background && answer.id) this.#follow(view, (run) => run.resume());
+    else this.#breakOff(view);
+  }
+
+  /**
+   * Say that an answer cannot go on: the server gave it to a page that is no more.
+   * @param {TurnView} view
+   */
+  #breakOff(view) {
+    const message = "The page was closed or reloaded before the answer was complete.";
+    failAnswer(view.turn.answer, new Problem("cut", message));
+    view.update();
+    this.#keeper.save(this.#conversation);
   }
 
   /**
@@ -233,7 +245,9 @@ class Page {
 
   /** @param {ScrollBehavior} [behavior] */
   #scrollToEnd(behavior = "instant") {
-    this.#scroller.scrollTo({ top: this.#scroller.scrollHeight, behavior });
+    const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    const how = isCalm ? "instant" : behavior;
+    this.#scroller.scrollTo({ top: this.#scroller.scrollHeight, behavior: how });
   }
 
   #showToBottom() {
@@ -369,15 +383,7 @@ function showAgent() {
     const picture = isPicture ? h("img", { src: agent.icon, alt: "" }) : agent.icon;
     if (agent.icon) place.replaceChildren(picture);
   }
-  if (agent.icon) find("#favicon").href = isPicture ? agent.icon : emojiPicture(agent.icon);
-}
-
-/** @param {string} emoji */
-function emojiPicture(emoji) {
-  const text = h("i", {}, emoji).innerHTML;
-  const svg = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100">
-    <text y="0.9em" font-size="88">${text}</text></svg>`;
-  return `data:image/svg+xml,${encodeURIComponent(svg)}`;
+  if (agent.icon) find("#favicon").href = isPicture ? agent.icon : "agent/icon.svg";
 }
 
 function showExamples() {

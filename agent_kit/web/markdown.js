@@ -110,9 +110,31 @@ function isOwn(source) {
  */
 export function codeBlock(code, language = "") {
   const copy = iconButton("copy", "Copy code", () => copyText(code, copy));
-  const pre = h("pre", { tabindex: 0 }, h("code", {}, ...highlight(code, language)));
+  const shown = code.length > MUCH ? `${code.slice(0, LITTLE)}…` : code;
+  const inner = h("code", {}, ...highlight(shown, language));
+  const pre = h("pre", { tabindex: 0 }, inner);
   const name = language && h("span", { class: "language" }, language);
-  return h("div", { class: "code" }, name, copy, pre);
+  return h("div", { class: "code" }, name, copy, pre, shown !== code && rest(inner, code));
+}
+
+/** Text longer than MUCH characters would hold up the page: its first LITTLE ones are shown. */
+const MUCH = 50_000;
+const LITTLE = 10_000;
+
+/**
+ * A button that shows the whole of a long text.
+ * @param {HTMLElement} place
+ * @param {string} text
+ */
+function rest(place, text) {
+  const onclick = () => {
+    place.textContent = text;
+    button.remove();
+  };
+  const size = Math.round(text.length / 1000).toLocaleString("en");
+  const label = `Show all ${size},000 characters`;
+  const button = h("button", { type: "button", class: "button rest", onclick }, label);
+  return button;
 }
 
 /** Shows Markdown that grows; blocks that are complete are rendered once. */

@@ -45,7 +45,7 @@ export class TurnView {
  */
 function questionView(turn, actions) {
   const { text, attachments } = turn.question;
-  const bubble = h("div", { class: "bubble" }, text);
+  const bubble = h("div", { class: "bubble", dir: "auto" }, text);
   const copy = iconButton("copy", "Copy question", () => copyText(text, copy));
   const edit = iconButton("edit", "Edit question", () => {
     if (!actions.isBusy()) element.replaceWith(editor(turn, actions, element));
@@ -76,7 +76,7 @@ export function attachmentChip({ name, type, data }) {
  * @param {HTMLElement} question is shown again when editing is given up
  */
 function editor(turn, actions, question) {
-  const field = h("textarea", { "aria-label": "Edit question", rows: 3 });
+  const field = h("textarea", { "aria-label": "Edit question", rows: 3, dir: "auto" });
   field.value = turn.question.text;
   const close = () => form.replaceWith(question);
   const send = (/** @type {Event} */ event) => {
@@ -243,7 +243,7 @@ class ReasoningRow {
   update(item, answer) {
     this.#markdown.update(reasoningText(item));
     const isOpen = item.status === "in_progress";
-    const time = duration(answer.clocks[item.id]);
+    const time = duration(answer.clocks[item.id], 1000);
     this.element.classList.toggle("running", isOpen);
     this.#title.textContent = isOpen ? "Thinking" : time ? `Thought for ${time}` : "Thought";
   }
@@ -265,7 +265,7 @@ class ToolRow {
   update(item, answer, result) {
     const parts = toolParts(item, result);
     const state = toolState(item, answer, result);
-    const shown = JSON.stringify([parts, state]);
+    const shown = `${state} ${parts.name} ${parts.args.length} ${parts.output?.length}`;
     if (shown === this.#shown) return;
     this.#shown = shown;
     this.element.dataset.state = state;
@@ -386,13 +386,23 @@ function argumentsView(args) {
   if (isProgram && entries[0][0] in PROGRAMS) {
     return [label("Arguments"), codeBlock(entries[0][1], PROGRAMS[entries[0][0]])];
   }
-  return entries.length ? [label("Arguments"), codeBlock(asText(parsed), "json")] : [];
+  return entries.length ? [label("Arguments"), codeBlock(jsonText(parsed), "json")] : [];
 }
 
 /** @param {string} output */
 function resultView(output) {
   const parsed = /^\s*[[{]/.test(output) ? parseObject(output) : null;
-  return parsed ? codeBlock(asText(parsed), "json") : codeBlock(output, "");
+  return parsed ? codeBlock(jsonText(parsed), "json") : codeBlock(output, "");
+}
+
+/**
+ * JSON on one line where it fits there.
+ * @param {object} value
+ */
+function jsonText(value) {
+  const spread = JSON.stringify(value, null, 1);
+  const line = spread.replace(/\n\s*/g, " ");
+  return line.length <= 76 && !/\\n/.test(line) ? line : JSON.stringify(value, null, 2);
 }
 
 /** @param {string} text */
@@ -402,10 +412,11 @@ function label(text) {
 
 /**
  * @param {import("./answer.js").Clock} [clock]
+ * @param {number} [least] milliseconds; a shorter time is not worth a word
  * @returns {string} such as "0.4 s", or nothing where it was not measured
  */
-function duration(clock) {
-  return clock?.to ? seconds(clock.to - clock.from) : "";
+function duration(clock, least = 0) {
+  return clock?.to && clock.to - clock.from >= least ? seconds(clock.to - clock.from) : "";
 }
 
 /** @param {number} milliseconds */
@@ -427,8 +438,8 @@ function endOf(turn, actions, { canRate }) {
   const { answer } = turn;
   const text = answerText(answer);
   const copy = iconButton("copy", "Copy answer", () => copyText(text, copy));
-  const retry = iconButton("retry", "Answer again", () => actions.retry(turn));
-  retry.classList.add("retry");
+  const retry = !answer.error && iconButton("retry", "Answer again", () => actions.retry(turn));
+  if (retry) retry.classList.add("retry");
   const rating = canRate && answer.traceId ? ratingView(turn, actions) : null;
   const tools = h("div", { class: "actions" }, text && copy, retry, ...(rating?.buttons ?? []));
   const bar = h("div", { class: "bar" }, tools, metricsView(answer));
@@ -488,7 +499,7 @@ function metricsView({ startedAt, firstAt, endedAt, usage, model }) {
   const metrics = [
     firstAt && `${seconds(firstAt - startedAt)} to first token`,
     endedAt && `${seconds(endedAt - startedAt)} total`,
-    usage && `${usage.input_tokens} tokens in, ${usage.output_tokens} out`,
+    usage?.total_tokens > 0 && `${usage?.input_tokens} tokens in, ${usage?.output_tokens} out`,
   ].filter(Boolean);
   return h("p", { class: "metrics", title: model && `Model: ${model}` }, metrics.join(" · "));
 }
@@ -521,6 +532,7 @@ function ratingView(turn, actions) {
     comment.hidden = false;
     comment.scrollIntoView({ block: "nearest" });
     actions.rate(turn, value, text).finally(show);
+    show();
   };
   show();
   return { buttons: [up, down], comment };

@@ -1,0 +1,293 @@
+"""The page in a real browser: everything a person does on it."""
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+from browser import open_page
+from page_support import (
+    Stage,
+    answer,
+    ask,
+    call_item,
+    expect_end,
+    result_item,
+    untraced_server,
+    visit,
+)
+from playwright.sync_api import Browser, Page, expect
+
+from agent_kit.datasets import load_cases
+
+pytest_plugins = ["page_fixtures"]
+
+
+def test_the_default_agent_answers_with_a_tool(page: Page) -> None:
+    import agent_kit.agent
+
+    server = untraced_server()
+    server.stream()(agent_kit.agent.answer)
+    with server.serve() as url:
+        visit(page, url)
+        expect(page).to_have_title("Agent Kit")
+        page.get_by_role("button", name="What is 17*23?").click()
+        expect_end(page)
+        expect(answer(page).locator(".message")).to_contain_text("391")
+        tool = answer(page).locator("details.tool")
+        expect(tool).to_have_attribute("data-state", "done")
+        expect(tool.locator(".tool-name")).to_have_text("python_exec")
+        expect(tool.locator(".code").last).to_contain_text("391")
+        expect(answer(page).locator(".metrics")).to_contain_text("total")
+
+
+def test_text_grows_before_the_end(page: Page, stage: Stage) -> None:
+    go_on = threading.Event()
+    stage.steps = ["The first half, ", go_on, "the second half."]
+    visit(page, stage.url)
+    ask(page, "Tell me")
+    expect(answer(page).locator(".message")).to_have_text("The first half,")
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    go_on.set()
+    expect(answer(page).locator(".message")).to_have_text("The first half, the second half.")
+    expect_end(page)
+
+
+def test_markdown_tables_and_code_are_shown(page: Page, stage: Stage) -> None:
+    table = "| a | b |\n|--|--|\n| 1 | 2 |"
+    text = f"# Plan\n\n{table}\n\n```python\nprint('hi')  # say it\n```\n\n- [x] *done*"
+    stage.steps = [text[i : i + 7] for i in range(0, len(text), 7)]
+    visit(page, stage.url)
+    ask(page, "Plan")
+    expect_end(page)
+    expect(answer(page).get_by_role("heading", name="Plan")).to_be_visible()
+    expect(answer(page).get_by_role("cell", name="2")).to_be_visible()
+    expect(answer(page).locator(".code-comment")).to_have_text("# say it")
+    expect(answer(page).locator("em")).to_have_text("done")
+
+
+def test_tools_and_thoughts_have_their_place(page: Page, stage: Stage) -> None:
+    go_on = threading.Event()
+    thought = {
+        "type": "reasoning",
+        "id": "rs_1",
+        "summary": [{"type": "summary_text", "text": "Hm."}],
+    }
+    stage.steps = [
+        {"type": "response.output_item.done", "item": thought},
+        call_item("opening_hours", '{"place": "museum"}'),
+        go_on,
+        result_item('{"open": "10:00"}'),
+        call_item("long", '{"query": "select 1"}', "call_2"),
+        result_item("row\n" * 200, "call_2"),
+        "Until five.",
+    ]
+    visit(page, stage.url)
+    ask(page, "Open?")
+    tool = answer(page).locator("details.tool").first
+    expect(tool).to_have_attribute("data-state", "running")
+    expect(tool.locator(".tool-status")).to_have_text("Running")
+    go_on.set()
+    expect_end(page)
+    expect(tool).to_have_attribute("data-state", "done")
+    expect(tool.locator(".tool-status")).to_contain_text("s")
+    expect(tool.locator(".code").last).to_contain_text('"10:00"')
+    long = answer(page).locator("details.tool").last
+    assert long.get_attribute("open") is None
+    long.locator("summary").click()
+    expect(long.locator(".code").last).to_be_visible()
+    thinking = answer(page).locator("details.reasoning")
+    expect(thinking.get_by_text("Hm.")).to_be_hidden()
+    thinking.locator("summary").click()
+    expect(thinking.get_by_text("Hm.")).to_be_visible()
+
+
+@pytest.mark.parametrize("how", ["button", "escape"])
+def test_stop_closes_the_agents_generator(page: Page, stage: Stage, how: str) -> None:
+    stage.steps = ["Once upon a time", threading.Event()]
+    visit(page, stage.url)
+    ask(page, "A story")
+    expect(answer(page).locator(".message")).to_have_text("Once upon a time")
+    if how == "button":
+        page.get_by_role("button", name="Stop").click()
+    else:
+        page.keyboard.press("Escape")
+    expect(answer(page).locator(".note")).to_have_text("Stopped")
+    assert stage.closed.wait(5), "the agent goes on"
+    stage.steps = ["Another one."]
+    ask(page, "Another")
+    expect(answer(page).locator(".message")).to_have_text("Another one.")
+    assert stage.texts() == ["A story", "Once upon a time", "Another"]
+
+
+def test_retry_and_edit_ask_anew(page: Page, stage: Stage) -> None:
+    visit(page, stage.url)
+    stage.steps = ["One"]
+    ask(page, "First")
+    expect_end(page)
+    stage.steps = ["Two"]
+    ask(page, "Second")
+    expect(answer(page).locator(".message")).to_have_text("Two")
+    expect_end(page)
+    stage.steps = ["Two, better"]
+    answer(page).get_by_role("button", name="Answer again").click()
+    expect(answer(page).locator(".message")).to_have_text("Two, better")
+    assert stage.texts() == ["First", "One", "Second"]
+    expect_end(page)
+
+    page.locator(".question").first.hover()
+    page.get_by_role("button", name="Edit question").first.click()
+    editor = page.get_by_role("textbox", name="Edit question")
+    expect(editor).to_be_focused()
+    editor.fill("First, changed")
+    stage.steps = ["Only one"]
+    page.keyboard.press("Enter")
+    expect(answer(page).locator(".message")).to_have_text("Only one")
+    assert stage.texts() == ["First, changed"]
+    expect(page.locator(".turn")).to_have_count(1)
+    expect_end(page)
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator(".turn")).to_have_count(2)
+    expect(answer(page).locator(".message")).to_have_text("Two, better")
+
+
+def test_editing_can_be_given_up(page: Page, stage: Stage) -> None:
+    visit(page, stage.url)
+    ask(page, "First")
+    expect_end(page)
+    page.locator(".question").first.hover()
+    page.get_by_role("button", name="Edit question").click()
+    page.get_by_role("textbox", name="Edit question").fill("Never mind")
+    page.keyboard.press("Escape")
+    expect(page.locator(".bubble")).to_have_text("First")
+    assert len(stage.requests) == 1
+
+
+def test_a_new_chat_begins_and_can_be_undone(page: Page, stage: Stage) -> None:
+    visit(page, stage.url)
+    ask(page, "First")
+    expect_end(page)
+    page.get_by_role("button", name="New chat").click()
+    expect(page.locator(".turn")).to_have_count(0)
+    expect(page.locator("#welcome")).to_be_visible()
+    expect(page.get_by_role("textbox", name="Message")).to_be_focused()
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator(".turn")).to_have_count(1)
+
+
+def test_a_reload_keeps_the_conversation(page: Page, stage: Stage) -> None:
+    visit(page, stage.url)
+    ask(page, "First")
+    expect_end(page)
+    page.reload()
+    expect(answer(page).locator(".message")).to_have_text("Hello")
+    ask(page, "Second")
+    expect_end(page)
+    assert stage.texts() == ["First", "Hello", "Second"]
+
+
+def test_a_reload_in_the_middle_says_what_became_of_the_answer(page: Page, stage: Stage) -> None:
+    stage.steps = ["The first half", threading.Event()]
+    visit(page, stage.url)
+    ask(page, "Tell me")
+    expect(answer(page).locator(".message")).to_have_text("The first half")
+    page.reload()
+    expect(answer(page).locator(".message")).to_have_text("The first half")
+    expect(answer(page).locator(".problem")).to_contain_text("before the answer was complete")
+    assert stage.closed.wait(5)
+
+
+def test_answers_questions_and_code_can_be_copied(browser: Browser, stage: Stage) -> None:
+    stage.steps = ["Run **this**:\n\n```sh\nls -l\n```\n"]
+    with open_page(browser, permissions=["clipboard-read", "clipboard-write"]) as page:
+        visit(page, stage.url)
+        ask(page, "How?")
+        expect_end(page)
+        for name, text in (
+            ("Copy answer", stage.steps[0]),
+            ("Copy code", "ls -l"),
+            ("Copy question", "How?"),
+        ):
+            page.locator(".question").hover()
+            page.get_by_role("button", name=name).click()
+            expect(page.locator("#announcements")).to_have_text("Copied")
+            assert page.evaluate("navigator.clipboard.readText()").strip() == text.strip()
+
+
+def saved(page: Page, name: str) -> str:
+    """Choose an export and return the file's text."""
+    page.get_by_role("button", name="Export").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name=name).click()
+    return Path(download.value.path()).read_text()
+
+
+def test_a_conversation_can_be_exported(page: Page, stage: Stage) -> None:
+    stage.steps = [call_item("add", '{"a": 1}'), result_item("```2```"), "It is 2."]
+    visit(page, stage.url)
+    ask(page, "Add")
+    expect_end(page)
+    exported = json.loads(saved(page, "JSON"))
+    (turn,) = exported["turns"]
+    assert turn["input"] == {"role": "user", "content": "Add"}
+    assert [item["type"] for item in turn["output"]] == [
+        "function_call",
+        "function_call_output",
+        "message",
+    ]
+    assert turn["status"] == "completed"
+    markdown = saved(page, "Markdown")
+    assert "## You\n\nAdd" in markdown
+    assert "````text\n```2```\n````" in markdown
+    assert "It is 2." in markdown
+
+
+def test_a_conversation_becomes_an_evaluation_case(page: Page, stage: Stage, tmp_path) -> None:
+    visit(page, stage.url)
+    ask(page, "First")
+    expect_end(page)
+    stage.steps = ["It is 391."]
+    ask(page, "What is 17*23?")
+    expect(answer(page).locator(".message")).to_have_text("It is 391.")
+    expect_end(page)
+    page.get_by_role("button", name="Export").click()
+    page.get_by_role("button", name="Evaluation case").click()
+    expect(page.get_by_label("A good answer (optional)")).to_have_value("It is 391.")
+    page.get_by_label("Facts that a good answer holds").fill("391\n\nno guess")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download").click()
+    path = tmp_path / "case.jsonl"
+    download.value.save_as(path)
+    (case,) = load_cases(path)
+    assert [item["content"] for item in case.inputs["input"]] == [
+        "First",
+        "Hello",
+        "What is 17*23?",
+    ]
+    assert case.expectations["expected_facts"] == ["391", "no guess"]
+    assert case.expectations["expected_response"] == "It is 391."
+    expect(page.get_by_role("dialog")).to_be_hidden()
+
+
+def test_files_can_be_attached(page: Page, stage: Stage) -> None:
+    pixel = (
+        b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1\10\6\0\0\0\x1f\x15\xc4\x89\0\0\0\rIDATx\x9cc"
+        b"\xf8\xcf\xc0\xf0\x1f\0\5\0\1\xff\x89\x99=\x1d\0\0\0\0IEND\xaeB`\x82"
+    )
+    visit(page, stage.url)
+    page.locator("#picker").set_input_files(
+        [
+            {"name": "note.txt", "mimeType": "text/plain", "buffer": b"42"},
+            {"name": "dot.png", "mimeType": "image/png", "buffer": pixel},
+            {"name": "a.bin", "mimeType": "application/octet-stream", "buffer": b"\0\1"},
+        ]
+    )
+    expect(page.locator("#toast")).to_contain_text("a.bin is no picture and no text")
+    expect(page.locator("#attachments .chip")).to_have_count(2)
+    ask(page, "What is this?")
+    expect_end(page)
+    parts = stage.requests[-1].input[0]["content"]
+    assert [part["type"] for part in parts] == ["input_text", "input_image", "input_text"]
+    assert parts[0]["text"].endswith("42")
+    assert parts[1]["image_url"].startswith("data:image/png;base64,")
+    expect(page.locator(".question img")).to_be_visible()
