@@ -21,7 +21,7 @@ KEPT = ("AGENT_KIT_REQUIRE_ALL",)
 # These live as long as the process that runs the tests; they belong to none of them.
 LASTING_PROCESSES = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 # What a browser starts for its pages, and keeps a while; it ends with the browser.
-LASTING_PROCESSES += ("--type=renderer", "--type=utility")
+LASTING_PROCESSES += ("--type=",)
 # Idle workers of an event loop that serves several tests; they end with it.
 LASTING_THREADS = ("AnyIO worker thread",)
 # With these asyncio itself closes generators that their reader has dropped.

@@ -110,6 +110,7 @@ class StandIn:
         try:
             async for step in steps:
                 if step is CUT:
+                    await asyncio.sleep(0.1)  # What was sent before shall arrive.
                     raise ConnectionCut
                 yield step if isinstance(step, bytes) else frame(step)
         except asyncio.CancelledError:

@@ -75,7 +75,8 @@ function resolve(address) {
  * @param {HTMLAnchorElement} link
  */
 function settleLink(link) {
-  const url = resolve(link.getAttribute("href"));
+  const address = link.getAttribute("href");
+  const url = address && resolve(address);
   if (!url || !["http:", "https:", "mailto:"].includes(url.protocol)) {
     link.replaceWith(...link.childNodes);
     return;
