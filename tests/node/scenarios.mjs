@@ -1,0 +1,133 @@
+// The Vercel AI SDK against a server: `node scenarios.mjs URL FACE`, FACE being `responses` or
+// `chat`. Prints one JSON object: what each scenario saw, or the error it ended with.
+import { createOpenAI } from "@ai-sdk/openai";
+import { generateObject, generateText, stepCountIs, streamObject, streamText, tool } from "ai";
+import { z } from "zod";
+
+const [url, face] = process.argv.slice(2);
+const openai = createOpenAI({ baseURL: `${url}/v1`, apiKey: "any" });
+const model = openai[face]("agent");
+const schema = z.object({ city: z.string(), degrees: z.number() });
+const picture =
+  "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
+
+function weather(asked) {
+  return tool({
+    description: "Tell the weather of a city.",
+    inputSchema: z.object({ city: z.string() }),
+    execute: async ({ city }) => {
+      asked.push(city);
+      return `sunny in ${city}`;
+    },
+  });
+}
+
+async function all(stream) {
+  const parts = [];
+  for await (const part of stream) parts.push(part);
+  return parts;
+}
+
+const scenarios = {
+  async text() {
+    const { text, usage, finishReason } = await generateText({ model, prompt: "Say hello" });
+    return { text, usage, finishReason };
+  },
+  async conversation() {
+    const messages = [
+      { role: "system", content: "Be brief." },
+      { role: "user", content: "My name is Ada." },
+      { role: "assistant", content: "Hello Ada." },
+      { role: "user", content: "Repeat the conversation" },
+    ];
+    return { text: (await generateText({ model, messages })).text };
+  },
+  async picture() {
+    const content = [
+      { type: "text", text: "Name the parts" },
+      { type: "image", image: picture, mediaType: "image/png" },
+    ];
+    return { text: (await generateText({ model, messages: [{ role: "user", content }] })).text };
+  },
+  async stream() {
+    const result = streamText({ model, prompt: "Say hello" });
+    const pieces = await all(result.textStream);
+    return { pieces, text: await result.text, finishReason: await result.finishReason };
+  },
+  async tools() {
+    const asked = [];
+    const result = await generateText({
+      model,
+      prompt: "Weather in Paris and Rome",
+      tools: { get_weather: weather(asked) },
+      stopWhen: stepCountIs(3),
+    });
+    return { asked, text: result.text, steps: result.steps.map((step) => step.finishReason) };
+  },
+  async streamed_tools() {
+    const asked = [];
+    const result = streamText({
+      model,
+      prompt: "Weather in Paris and Rome",
+      tools: { get_weather: weather(asked) },
+      stopWhen: stepCountIs(3),
+    });
+    const kinds = [...new Set((await all(result.fullStream)).map((part) => part.type))];
+    return { asked, kinds, text: await result.text };
+  },
+  async chosen_tool() {
+    const asked = [];
+    const result = await generateText({
+      model,
+      prompt: "Say hello",
+      tools: { get_weather: weather(asked) },
+      toolChoice: { type: "tool", toolName: "get_weather" },
+    });
+    return { calls: result.toolCalls.map((call) => call.toolName), asked };
+  },
+  async object() {
+    const result = await generateObject({ model, schema, prompt: "Weather as an object" });
+    return { object: result.object };
+  },
+  async streamed_object() {
+    const result = streamObject({ model, schema, prompt: "Weather as an object" });
+    const partials = await all(result.partialObjectStream);
+    return { object: await result.object, partials: partials.length };
+  },
+  async reasoning() {
+    const result = streamText({ model, prompt: "Think first" });
+    const kinds = (await all(result.fullStream)).map((part) => part.type);
+    return { text: await result.text, kinds };
+  },
+  async refused() {
+    const result = generateText({ model, prompt: "Fail", maxRetries: 0 });
+    const error = await result.then(() => null, (error) => error);
+    return { name: error?.name, status: error?.statusCode, message: error?.message };
+  },
+  async failed_stream() {
+    const result = streamText({ model, prompt: "Fail late", maxRetries: 0, onError() {} });
+    const parts = await all(result.fullStream);
+    const errors = parts.filter((part) => part.type === "error").map((part) => part.error);
+    return { errors: errors.map((error) => error?.message ?? JSON.stringify(error)) };
+  },
+  async stopped() {
+    const stop = new AbortController();
+    const result = streamText({ model, prompt: "Never end", abortSignal: stop.signal });
+    const kinds = [];
+    for await (const part of result.fullStream) {
+      kinds.push(part.type);
+      if (part.type === "text-delta") stop.abort();
+    }
+    return { last: kinds.at(-1) };
+  },
+};
+
+const told = {};
+for (const [name, scenario] of Object.entries(scenarios)) {
+  try {
+    told[name] = await scenario();
+  } catch (error) {
+    told[name] = { error: `${error.name}: ${error.message}` };
+  }
+}
+console.log(JSON.stringify(told));

