@@ -114,9 +114,16 @@ WELL_KNOWN_VARIABLES = {
     "MLFLOW_EXPERIMENT_ID": "mlflow.experiment_id",
     "DATABRICKS_APP_PORT": "server.port",
 }
-RESERVED_VARIABLES = frozenset({"AGENT_KIT_DEBUG", "AGENT_KIT_GIT_COMMIT", "AGENT_KIT_REQUIRE_ALL"})
+RESERVED_VARIABLES = frozenset(
+    {
+        "AGENT_KIT_DEBUG",
+        "AGENT_KIT_GIT_COMMIT",
+        "AGENT_KIT_RECORD",
+        "AGENT_KIT_REQUIRE_ALL",
+    }
+)
 
-
+# %% ../nbs/010_settings.ipynb #5b0c7e2d
 def _variables() -> dict[str, str]:
     "The setting behind each environment variable; where two name the same, the later one wins."
     own = {f"AGENT_KIT_{name.replace('.', '_').upper()}": name for name in _known_names()}
