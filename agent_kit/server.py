@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ServerError', 'AgentApp', 'uvicorn_options', 'load_server', 'run_server', 'AgentServer', 'create_server',
-           'parse_server_args', 'invoke', 'stream']
+           'newest_server', 'parse_server_args', 'invoke', 'stream']
 
 # %% ../nbs/120_server.ipynb #49dd52f9
 import argparse
@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,8 @@ from .tracing import close_tracing
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
+
+    from agent_kit.chat import Chat
 
 # %% ../nbs/120_server.ipynb #a6545b0f
 _all_ = ["invoke", "stream"]
@@ -216,6 +219,8 @@ def _refuse_running_loop() -> None:
 class AgentServer(AgentApp):
     """A server for one agent; make it with `create_server`."""
 
+    _chat: "Chat | None" = None
+
     def __repr__(self) -> str:
         return f"AgentServer({self.task!r})"
 
@@ -241,6 +246,17 @@ class AgentServer(AgentApp):
 
         return connect_in_process(self.app, self.life)
 
+    def chat(self, **options: Any) -> "Chat":
+        """Return the chat panel of this server: the same one, with its conversation, each time.
+
+        options: those of `Chat`, for a panel of its own.
+        """
+        from agent_kit.chat import Chat
+
+        if options or self._chat is None or self._chat.closed:
+            self._chat = Chat(self, **options)
+        return self._chat
+
     async def respond(
         self, data: dict[str, Any], headers: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
@@ -264,7 +280,18 @@ def create_server(
     """
     if task not in TASKS:
         raise ValueError(f"{task!r} is not a task; use one of {', '.join(TASKS)}")
-    return AgentServer(task, settings or get_settings())
+    global _newest
+    server = AgentServer(task, settings or get_settings())
+    _newest = weakref.ref(server)
+    return server
+
+
+_newest: "weakref.ref[AgentServer] | None" = None
+
+
+def newest_server() -> "AgentServer | None":
+    """Return the server that was created last in this process, if it is still there."""
+    return _newest() if _newest else None
 
 # %% ../nbs/120_server.ipynb #e41cfc22
 def parse_server_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
