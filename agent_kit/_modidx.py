@@ -492,6 +492,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'agent_kit.evaluate.read_dataset': ('evaluate.html#read_dataset', 'agent_kit/evaluate.py'),
                                     'agent_kit.evaluate.read_scorers': ('evaluate.html#read_scorers', 'agent_kit/evaluate.py')},
             'agent_kit.evaluation': { 'agent_kit.evaluation.Evaluation': ('evaluation.html#evaluation', 'agent_kit/evaluation.py'),
+                                      'agent_kit.evaluation.Evaluation.__repr__': ( 'evaluation.html#evaluation.__repr__',
+                                                                                    'agent_kit/evaluation.py'),
                                       'agent_kit.evaluation.Evaluation.__str__': ( 'evaluation.html#evaluation.__str__',
                                                                                    'agent_kit/evaluation.py'),
                                       'agent_kit.evaluation.Evaluation._parts': ( 'evaluation.html#evaluation._parts',

@@ -32,8 +32,8 @@ from .sections import Threshold
 class EvaluationError(RuntimeError):
     """An evaluation cannot be made, read or compared; the message says why and what to do."""
 
-# %% ../nbs/188_evaluation.ipynb #ac49a213
-@dataclass(frozen=True)
+# %% ../nbs/188_evaluation.ipynb #8c40b644
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """The rows of an evaluation and what follows from them.
 
@@ -115,6 +115,9 @@ class Evaluation:
         notes += [f"compared with {self.baseline.name}"] if self.baseline else []
         notes += [f"MLflow run {self.run_id}"] if self.run_id else []
         return self.title, self.measures, self.verdicts, self.rows, notes + [facts] * bool(facts)
+
+    def __repr__(self) -> str:
+        return f"<Evaluation {self.title}>"
 
     def __str__(self) -> str:
         return self.title
