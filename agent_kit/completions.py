@@ -143,6 +143,16 @@ def _grown(before: Any, piece: Any) -> Any:
         return {**before, **grown, **same}
     return before if piece is None else piece
 
+
+def _indexed(pieces: Any, grown: Any) -> Any:
+    """Return a delta in which the objects of a list say where they stand in the grown list."""
+    # The openai client adds up the lists of a stream by the `index` of their entries.
+    if not isinstance(pieces, list) or not all(isinstance(piece, dict) for piece in pieces):
+        return pieces
+    return [
+        {"index": index, **piece} for index, piece in enumerate(pieces, len(grown) - len(pieces))
+    ]
+
 # %% ../nbs/032_completions.ipynb #2467e223
 @dataclass(slots=True)
 class _Choice:
@@ -182,6 +192,7 @@ class _Choice:
                 raise AgentOutputError(f"{name!r} of a message is a string; got {described(value)}")
             else:
                 self.other[name] = _grown(self.other.get(name), value)
+                value = _indexed(value, self.other[name])
             sent[name] = value
         return sent
 

@@ -24,6 +24,7 @@ from agent_kit.model_interface import (
     text_delta,
     turn_ended,
 )
+from .output import new_id
 from .protocol import ResponsesRequest
 from .spans import Span, enter, leave, span, start_span
 from .tools import Tool, ToolResult, as_tools
@@ -165,6 +166,31 @@ def _shown(request: ModelRequest) -> dict[str, Any]:
         **request.parameters,
     }
 
+# %% ../nbs/078_loop.ipynb #ebc5f974
+class _CallIds:
+    """Keeps the ids of the calls in a conversation apart.
+
+    items: the conversation so far.
+    """
+
+    def __init__(self, items: list[dict[str, Any]]) -> None:
+        self._taken = {item["call_id"] for item in items if "call_id" in item}
+        self._renamed: dict[str, str] = {}
+
+    def unique(self, event: Event) -> Event:
+        """Return an event of the model in which a call has an id of its own."""
+        item = event.get("item")
+        call_id = item.get("call_id") if isinstance(item, dict) else None
+        if item is None or call_id is None:
+            return event
+        if call_id in self._taken and call_id not in self._renamed:
+            self._renamed[call_id] = new_id("call")
+        renamed = self._renamed.get(call_id, call_id)
+        if event["type"] == "response.output_item.done":
+            self._taken.add(call_id)
+            self._renamed.pop(call_id, None)
+        return {**event, "item": {**item, "call_id": renamed}}
+
 # %% ../nbs/078_loop.ipynb #e97ef5d5
 class _Turn:
     """One turn of the model: its events, and the items they come to."""
@@ -174,6 +200,7 @@ class _Turn:
         self.request = progress.next_request()
         self.assembler = ResponseAssembler(_ANY_REQUEST)
         self.model = progress.model.name
+        self._call_ids = _CallIds(progress.items)
 
     @property
     def items(self) -> list[dict[str, Any]]:
@@ -193,7 +220,7 @@ class _Turn:
                 async with aclosing(_in_step(said, step, self.progress)) as events:
                     async for event in events:
                         self._note_end(event)
-                        for complete in self.assembler.add(event):
+                        for complete in self.assembler.add(self._call_ids.unique(event)):
                             yield complete
             yield self._end()
             step.set_outputs(self.items)

@@ -187,6 +187,21 @@ def test_a_failed_response_of_the_model_is_a_failure():
     assert events[-1]["response"]["error"]["message"] == "Broke."
 
 
+def test_calls_of_several_turns_have_ids_of_their_own():
+    turns = [
+        [sum_of(1, 2, "call_0"), sum_of(3, 4, "call_0")],
+        [sum_of(5, 6, "call_0")],
+        "Done.",
+    ]
+    events = stream(serve(ScriptedModel(turns)))
+    output = events[-1]["response"]["output"]
+    calls = [item["call_id"] for item in output if item["type"] == "function_call"]
+    outputs = {item["call_id"]: item["output"] for item in output if "output" in item}
+    assert len(set(calls)) == 3
+    assert calls[0] == "call_0"
+    assert [outputs[call] for call in calls] == ["3", "7", "11"]
+
+
 # Calls at the same time -----------------------------------------------------------------------
 
 
