@@ -9,6 +9,7 @@ __all__ = ['create_model']
 from pathlib import Path
 
 from .chat_model import ChatModel
+from .local_model import LocalModel
 from .model_interface import Model, ModelError, read_script
 from .model_service import databricks_service, openai_service
 from .offline_model import OfflineModel
@@ -38,6 +39,8 @@ def _new_model(settings: Settings, spec: str) -> Model:
     if name and provider == "databricks":
         service = databricks_service(name, timeout_seconds=settings.agent.timeout_seconds)
         return ChatModel(spec, service)
+    if name and provider == "local":
+        return LocalModel(_locate(settings, name))
     if name and provider == "scripted":
         return read_script(_locate(settings, name))
     raise ModelError(
