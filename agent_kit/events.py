@@ -6,23 +6,17 @@
 __all__ = ['DONE', 'ERROR_CODES', 'encode_event', 'ResponseAssembler', 'fold_events', 'AgentOutputError']
 
 # %% ../nbs/030_events.ipynb #bd18ab75
+import re
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+from .agent_events import event_fields, take_item, take_item_event, take_text
+from .answer_items import AnswerItems, Source
 from .output import AgentOutputError as AgentOutputError
-from agent_kit.output import (
-    add_usage,
-    complete_item,
-    complete_usage,
-    described,
-    new_item_id,
-    new_response,
-    plain,
-    status_of,
-)
+from .output import add_usage, complete_usage, described, new_response, plain
 from .protocol import ResponsesRequest
+from .texts import OUTPUT_TEXT, Outbox
 from .wire import clean_text, dump_json
 
 # %% ../nbs/030_events.ipynb #28dae8b8
@@ -33,545 +27,6 @@ DONE = b"data: [DONE]\n\n"
 def encode_event(event: Mapping[str, Any]) -> bytes:
     """Write an event of the Responses API as a frame of server-sent events."""
     return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), dump_json(event))
-
-# %% ../nbs/030_events.ipynb #fd7f9ad6
-class _Outbox:
-    def __init__(self) -> None:
-        self.sequence = 0
-        self._pending: list[dict[str, Any]] = []
-
-    def put(self, kind: str, fields: Mapping[str, Any]) -> None:
-        """Write one event."""
-        self._pending.append({"type": kind, "sequence_number": self.sequence, **fields})
-        self.sequence += 1
-
-    def take(self) -> list[dict[str, Any]]:
-        """Return the events written since the last call."""
-        taken, self._pending = self._pending, []
-        return taken
-
-# %% ../nbs/030_events.ipynb #7d16eb08
-class _Stream(NamedTuple):
-    name: str  # its events are `name.delta` and `name.done`
-    item: str  # the type of item it grows in
-    field: str  # where the whole text stands, in the part or item and in the done event
-    part: str = ""  # the type of its part
-    home: str = ""  # the list its part stands in
-
-
-_STREAMS = (
-    _Stream("response.output_text", "message", "text", "output_text", "content"),
-    _Stream("response.refusal", "message", "refusal", "refusal", "content"),
-    _Stream("response.reasoning_text", "reasoning", "text", "reasoning_text", "content"),
-    _Stream("response.reasoning_summary_text", "reasoning", "text", "summary_text", "summary"),
-    _Stream("response.function_call_arguments", "function_call", "arguments"),
-    _Stream("response.mcp_call_arguments", "mcp_call", "arguments"),
-    _Stream("response.custom_tool_call_input", "custom_tool_call", "input"),
-    _Stream("response.code_interpreter_call_code", "code_interpreter_call", "code"),
-)
-_OUTPUT_TEXT = _STREAMS[0]
-_BY_PART = {stream.part: stream for stream in _STREAMS if stream.part}
-_BY_ITEM = {stream.item: stream for stream in _STREAMS if not stream.part}
-_DELTAS = {f"{stream.name}.delta": stream for stream in _STREAMS}
-_DONES = {f"{stream.name}.done": stream for stream in _STREAMS}
-_PART_EVENTS = {"content": "response.content_part", "summary": "response.reasoning_summary_part"}
-_INDEX = {"content": "content_index", "summary": "summary_index"}
-
-# %% ../nbs/030_events.ipynb #3197128d
-@dataclass(slots=True)
-class _Text:
-    stream: _Stream
-    place: dict[str, Any]  # item_id, output_index and the index of the part
-    index: int
-    announced: bool  # the agent itself opened the part
-    source_index: int | None
-    extra: dict[str, Any] = field(default_factory=dict)
-    chunks: list[str] = field(default_factory=list)
-    annotations: list[Any] = field(default_factory=list)
-    logprobs: list[Any] = field(default_factory=list)
-    complete: bool = False
-    closed: bool = False
-
-    @property
-    def value(self) -> str:
-        return "".join(self.chunks)
-
-    def part(self) -> dict[str, Any]:
-        """Return the part as it is now."""
-        part = {**self.extra, "type": self.stream.part, self.stream.field: self.value}
-        if self.stream is _OUTPUT_TEXT:
-            part.update(annotations=list(self.annotations), logprobs=list(self.logprobs))
-        return part
-
-# %% ../nbs/030_events.ipynb #01154055
-class _Texts:
-    """The growing texts of one item."""
-
-    def __init__(self, outbox: _Outbox, place: dict[str, Any]) -> None:
-        self.outbox, self.place, self.texts = outbox, place, list[_Text]()
-
-    def begin(self, stream: _Stream, source_index: int | None = None, part: Any = None) -> _Text:
-        """Open a text; `part` is the agent's own word for it."""
-        for text in self.texts:
-            if not text.announced:
-                self.close_text(text)
-        index = sum(text.stream.home == stream.home for text in self.texts)
-        place = {**self.place, _INDEX[stream.home]: index} if stream.home else self.place
-        text = _Text(stream, place, index, part is not None, source_index)
-        self.texts.append(text)
-        if stream.home:
-            fields = {**place, "part": {**(part or {}), **text.part()}}
-            self.outbox.put(f"{_PART_EVENTS[stream.home]}.added", fields)
-        return text
-
-    def grow(self, text: _Text, delta: str, fields: Mapping[str, Any]) -> None:
-        """Send one delta; `fields` are further fields of the agent's event."""
-        delta = clean_text(delta)
-        text.chunks.append(delta)
-        if text.stream is _OUTPUT_TEXT:
-            logprobs = fields.get("logprobs") or []
-            text.logprobs.extend(logprobs)
-            fields = {**fields, "logprobs": logprobs}
-        self.outbox.put(f"{text.stream.name}.delta", {**fields, **text.place, "delta": delta})
-
-    def complete(self, text: _Text, whole: str | None, fields: Mapping[str, Any]) -> None:
-        """Send the end of a text; `whole` is what the agent says it was."""
-        if not text.complete:
-            if whole is not None and (rest := _rest(text, whole)):
-                self.grow(text, rest, {})
-            text.complete = True
-            done = {**fields, **text.place, text.stream.field: text.value}
-            if text.stream is _OUTPUT_TEXT:
-                done["logprobs"] = list(text.logprobs)
-            self.outbox.put(f"{text.stream.name}.done", done)
-        elif whole is not None and _rest(text, whole):
-            raise _too_late(text.stream.name)
-
-    def close_text(self, text: _Text) -> None:
-        """Send the end of a text and of its part."""
-        if not text.closed:
-            self.complete(text, None, {})
-            text.closed = True
-            if text.stream.home:
-                fields = {**text.place, "part": text.part()}
-                self.outbox.put(f"{_PART_EVENTS[text.stream.home]}.done", fields)
-
-# %% ../nbs/030_events.ipynb #1fce7a1e
-def _too_late(name: str) -> AgentOutputError:
-    return AgentOutputError(
-        f"{name}: a delta came after the end of its text; "
-        "send deltas before response.output_item.done, and new text under a new item id"
-    )
-
-
-def _rest(text: _Text, whole: str) -> str:
-    """Return what `whole` says beyond the deltas."""
-    whole, so_far = clean_text(whole), text.value
-    if whole.startswith(so_far):
-        return whole[len(so_far) :]
-    if whole.strip() == so_far.strip():
-        return ""
-    raise AgentOutputError(
-        f"{text.stream.name}: the text at the end differs from the sum of its deltas: "
-        f"{described(whole)} after {described(so_far)}"
-    )
-
-# %% ../nbs/030_events.ipynb #1815a74b
-_EMPTY: dict[str, dict[str, Any]] = {
-    "message": {"content": []},
-    "reasoning": {"summary": [], "content": None, "encrypted_content": None},
-    "function_call": {"arguments": ""},
-    "mcp_call": {"arguments": "", "output": None, "error": None},
-    "custom_tool_call": {"input": ""},
-    "code_interpreter_call": {"code": "", "outputs": None},
-    "image_generation_call": {"result": None},
-    "mcp_list_tools": {"tools": []},
-}
-_NEVER_IN_PROGRESS = ("program_output", "apply_patch_call_output")
-_PROGRESS = (
-    "mcp_call",
-    "mcp_list_tools",
-    "web_search_call",
-    "file_search_call",
-    "code_interpreter_call",
-    "image_generation_call",
-)
-
-
-def _beginning(item: Mapping[str, Any]) -> dict[str, Any]:
-    kind = item["type"]
-    beginning = {**item, **_EMPTY.get(kind, {})}
-    if status_of(kind) and kind not in _NEVER_IN_PROGRESS:
-        beginning["status"] = "in_progress"
-    return {name: value for name, value in beginning.items() if value is not None}
-
-# %% ../nbs/030_events.ipynb #b36257db
-class _Item(_Texts):
-    """An item on its way from added to done."""
-
-    def __init__(
-        self, outbox: _Outbox, wire: dict[str, Any], index: int, source: "_Source", announced: bool
-    ) -> None:
-        super().__init__(outbox, {"item_id": wire["id"], "output_index": index})
-        self.wire, self.source, self.announced, self.done = wire, source, announced, False
-        fields = {"output_index": index, "item": _beginning(wire)}
-        outbox.put("response.output_item.added", fields)
-        if not announced and wire["type"] in _PROGRESS:
-            outbox.put(f"response.{wire['type']}.in_progress", self.place)
-
-    def text(self, stream: _Stream, source_index: int | None) -> _Text:
-        """Return the open text an event speaks of, and open it where there is none."""
-        for text in reversed(self.texts):
-            same = source_index is None or text.source_index in (None, source_index)
-            if text.stream is stream and same and not text.closed:
-                return text
-        return self.begin(stream, source_index)
-
-    def text_at(self, stream: _Stream, index: int) -> _Text:
-        """Return the text at a position among the parts of the item."""
-        for text in self.texts:
-            if text.stream.home == stream.home and text.index == index:
-                return text
-        return self.begin(stream)
-
-    def grown(self) -> dict[str, Any]:
-        """Return the fields of the item that grew, as they are now."""
-        fields: dict[str, Any] = {}
-        for text in self.texts:
-            if text.stream.home:
-                fields.setdefault(text.stream.home, []).append(text.part())
-            else:
-                fields[text.stream.field] = text.value
-        return fields
-
-    def close(self, given: Mapping[str, Any] | None = None, *, complete: bool = True) -> None:
-        """Send what is missing up to the done item; `given` is the item as the agent ends it."""
-        kind = self.wire["type"]
-        if given is not None:
-            _agree(self, given)
-        elif kind in _BY_ITEM:
-            self.text_at(_BY_ITEM[kind], 0)
-        for text in self.texts:
-            self.close_text(text)
-        wire = {**self.wire, **(given or {}), **self.grown(), "id": self.wire["id"]}
-        if given is None and (status := status_of(kind, complete=complete)):
-            wire["status"] = status
-        if not self.announced and kind in _PROGRESS and wire.get("status") != "incomplete":
-            ending = "failed" if wire.get("status") == "failed" else "completed"
-            self.outbox.put(f"response.{kind}.{ending}", self.place)
-        self.wire, self.done = wire, True
-        fields = {"output_index": self.place["output_index"], "item": wire}
-        self.outbox.put("response.output_item.done", fields)
-
-# %% ../nbs/030_events.ipynb #2bb39759
-class _Source(NamedTuple):
-    """How the agent names an item: by an id, a position, both, or not at all."""
-
-    id: str | None = None
-    position: int | None = None
-
-
-def _agree_on_part(item: _Item, text: _Text, part: Mapping[str, Any]) -> None:
-    known = ("type", text.stream.field, "annotations", "logprobs")
-    text.extra.update({name: value for name, value in part.items() if name not in known})
-    if not text.logprobs:
-        text.logprobs.extend(part.get("logprobs") or [])
-    whole = part[text.stream.field]
-    if not text.complete and (rest := _rest(text, whole)):
-        item.grow(text, rest, {})
-    for annotation in (part.get("annotations") or [])[len(text.annotations) :]:
-        _annotate(item, text, annotation, {})
-    item.complete(text, whole, {})
-
-
-def _annotate(item: _Item, text: _Text, annotation: Any, fields: Mapping[str, Any]) -> None:
-    position = {"annotation_index": len(text.annotations), "annotation": annotation}
-    text.annotations.append(annotation)
-    item.outbox.put("response.output_text.annotation.added", {**fields, **text.place, **position})
-
-
-def _agree(item: _Item, given: Mapping[str, Any]) -> None:
-    kind = item.wire["type"]
-    if kind in ("message", "reasoning"):
-        for home in ("summary", "content"):
-            for index, part in enumerate(given.get(home) or ()):
-                text = item.text_at(_BY_PART[part["type"]], index)
-                _agree_on_part(item, text, part)
-    elif kind in _BY_ITEM:
-        stream = _BY_ITEM[kind]
-        item.complete(item.text_at(stream, 0), given.get(stream.field), {})
-
-# %% ../nbs/030_events.ipynb #46039e3f
-_NO_IDS = (None, "", "__fake_id__")  # the last is what the Agents SDK calls every item
-
-# %% ../nbs/030_events.ipynb #6f7def5a
-class _Items:
-    def __init__(self, outbox: _Outbox) -> None:
-        self.outbox, self.all, self.open = outbox, list[_Item](), list[_Item]()
-        self.closed: dict[str, _Item] = {}  # by the agent's ids, within one of its responses
-        self.since_scope = 0
-        self._ids: set[str] = set()
-
-    def add(self, wire: dict[str, Any], source: _Source, *, announced: bool = False) -> _Item:
-        """Open an item; those which the agent never named end here."""
-        for item in [item for item in self.open if item.source.id is None and not item.announced]:
-            self.close(item)
-        identity = wire.get("id")
-        if identity in _NO_IDS or identity in self._ids:
-            identity = new_item_id(wire["type"])
-        self._ids.add(identity)
-        item = _Item(self.outbox, {**wire, "id": identity}, len(self.all), source, announced)
-        self.all.append(item)
-        self.open.append(item)
-        self.since_scope += 1
-        return item
-
-    def find(self, kind: str | None, source: _Source) -> _Item | None:
-        """Return the open item an event speaks of."""
-        anonymous = source == _Source()
-        for item in reversed(self.open):
-            same_kind = kind is None or item.wire["type"] == kind
-            same_id = source.id is None or item.source.id == source.id
-            same_index = source.position is None or item.source.position in (
-                None,
-                source.position,
-            )
-            if same_kind and same_id and same_index:
-                return item
-            if anonymous:
-                break
-        return None
-
-    def close(
-        self, item: _Item, given: Mapping[str, Any] | None = None, *, complete: bool = True
-    ) -> None:
-        """End an item."""
-        item.close(given, complete=complete)
-        self.open.remove(item)
-        if item.source.id is not None:
-            self.closed[item.source.id] = item
-
-    def end_scope(self, *, complete: bool = True) -> None:
-        """End all open items, and forget how the agent called them."""
-        for item in list(self.open):
-            self.close(item, complete=complete)
-        self.closed.clear()
-        self.since_scope = 0
-
-# %% ../nbs/030_events.ipynb #a359460a
-def _source(event: Mapping[str, Any], item: Mapping[str, Any] | None = None) -> _Source:
-    identity = item.get("id") if item is not None else event.get("item_id")
-    return _Source(identity if identity else None, event.get("output_index"))
-
-
-def _fields(event: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in event.items()
-        if value is not None and name not in ("type", "sequence_number")
-    }
-
-
-def _text_item(items: _Items, stream: _Stream, event: Mapping[str, Any]) -> _Item:
-    source = _source(event)
-    if item := items.find(stream.item, source):
-        return item
-    closed = items.closed.get(source.id or "")
-    if closed and source.id not in _NO_IDS and closed.wire["type"] == stream.item:
-        raise _too_late(event["type"])
-    if stream.item == "message":
-        wire = {"type": "message", "role": "assistant", "content": []}
-    elif stream.item == "reasoning":
-        wire = {"type": "reasoning", "summary": []}
-    else:
-        raise AgentOutputError(
-            f"{event['type']} came before its item: yield response.output_item.added first, "
-            "or only response.output_item.done with the whole item"
-        )
-    return items.add({**wire, "id": source.id}, source)
-
-
-def _text_of(items: _Items, stream: _Stream, event: Mapping[str, Any]) -> tuple[_Item, _Text]:
-    item = _text_item(items, stream, event)
-    return item, item.text(stream, event.get(_INDEX.get(stream.home, "")))
-
-# %% ../nbs/030_events.ipynb #07b2c29c
-def _string(event: Mapping[str, Any], name: str) -> str:
-    if not isinstance(event.get(name), str):
-        raise AgentOutputError(f"{event['type']} needs {name!r}, a string; got {described(event)}")
-    return event[name]
-
-# %% ../nbs/030_events.ipynb #486b19c9
-def _on_delta(items: _Items, event: Mapping[str, Any]) -> None:
-    delta = _string(event, "delta")
-    item, text = _text_of(items, _DELTAS[event["type"]], event)
-    if text.complete:
-        raise _too_late(event["type"])
-    item.grow(text, delta, _fields(event))
-
-
-def _on_text_done(items: _Items, event: Mapping[str, Any]) -> None:
-    stream = _DONES[event["type"]]
-    whole = _string(event, stream.field)
-    item, text = _text_of(items, stream, event)
-    item.complete(text, whole, _fields(event))
-
-
-def _part_of(event: Mapping[str, Any]) -> tuple[_Stream, dict[str, Any]]:
-    part = event.get("part")
-    stream = _BY_PART.get(part.get("type", "")) if isinstance(part, dict) else None
-    if part is None or stream is None:
-        raise AgentOutputError(
-            f"{event['type']} needs a 'part' of a known type; got {described(event)}"
-        )
-    return stream, part
-
-
-def _on_part_added(items: _Items, event: Mapping[str, Any]) -> None:
-    stream, part = _part_of(event)
-    item = _text_item(items, stream, event)
-    text = item.begin(stream, event.get(_INDEX[stream.home]), part)
-    if begun := part.get(stream.field):
-        item.grow(text, begun, {})
-
-
-def _on_part_done(items: _Items, event: Mapping[str, Any]) -> None:
-    stream, part = _part_of(event)
-    item, text = _text_of(items, stream, event)
-    _agree_on_part(item, text, part)
-    item.close_text(text)
-
-# %% ../nbs/030_events.ipynb #78d10316
-def _on_annotation(items: _Items, event: Mapping[str, Any]) -> None:
-    item, text = _text_of(items, _OUTPUT_TEXT, event)
-    _annotate(item, text, event.get("annotation"), _fields(event))
-
-
-def _on_progress(items: _Items, event: Mapping[str, Any]) -> None:
-    item = items.find(None, _source(event))
-    if item is None:
-        raise AgentOutputError(f"{event['type']} speaks of no open item: {described(event)}")
-    items.outbox.put(event["type"], {**_fields(event), **item.place})
-
-# %% ../nbs/030_events.ipynb #84424978
-def _whole(event: Mapping[str, Any]) -> dict[str, Any]:
-    item = plain(event.get("item"))
-    if not isinstance(item, dict):
-        raise AgentOutputError(f"{event['type']} needs an 'item'; got {described(event)}")
-    return item
-
-
-def _on_item_added(items: _Items, event: Mapping[str, Any]) -> None:
-    raw = _whole(event)
-    kind = raw.get("type")
-    given = complete_item({**_EMPTY.get(str(kind), {}), **_fields_of(raw), "type": kind})
-    item = items.add(given, _source(event, raw), announced=True)
-    if kind in ("message", "reasoning") or kind in _BY_ITEM:
-        _begin_with(item, given)
-
-
-def _fields_of(item: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in item.items() if value is not None}
-
-
-def _begin_with(item: _Item, given: Mapping[str, Any]) -> None:
-    for home in ("summary", "content"):
-        for part in given.get(home) or ():
-            stream = _BY_PART[part["type"]]
-            item.grow(item.begin(stream), part[stream.field], {})
-    stream = _BY_ITEM.get(item.wire["type"])
-    if stream and given.get(stream.field):
-        item.grow(item.begin(stream), given[stream.field], {})
-
-# %% ../nbs/030_events.ipynb #b7c66217
-def _continues(item: _Item, whole: Mapping[str, Any]) -> bool:
-    for name in ("call_id", "name"):
-        if whole.get(name) and item.wire.get(name) not in (None, whole[name]):
-            return False
-    try:
-        for text in item.texts:
-            if text.stream.home:
-                parts = whole.get(text.stream.home) or []
-                if text.index >= len(parts) or text.stream.field not in parts[text.index]:
-                    return False
-                _rest(text, parts[text.index][text.stream.field])
-            else:
-                _rest(text, whole[text.stream.field])
-    except AgentOutputError:
-        return False
-    return True
-
-
-def _begun(items: _Items, whole: Mapping[str, Any], source: _Source) -> _Item | None:
-    """Return the open item which `whole` ends."""
-    if source.id is not None and (item := items.find(whole["type"], source)):
-        return item
-    item = items.find(whole["type"], _Source(None, source.position))
-    if item and (source.id is None or item.source.id is None) and _continues(item, whole):
-        return item
-    return None
-
-# %% ../nbs/030_events.ipynb #a4d74918
-def _on_item_done(items: _Items, event: Mapping[str, Any]) -> None:
-    raw = _whole(event)
-    source = _source(event, raw)
-    whole = complete_item(raw)
-    item = _begun(items, whole, source)
-    if item is None:
-        closed = items.closed.get(source.id or "")
-        if closed and _same(closed.wire, whole):
-            return
-        items.close(items.add(whole, source), whole)
-        return
-    given = complete_item({**item.wire, **_fields_of(raw)})
-    if given.get("call_id") != item.wire.get("call_id"):
-        raise AgentOutputError(f"an item changed its call_id before it was done: {described(raw)}")
-    stream = _BY_ITEM.get(whole["type"])
-    for name in ("content", "summary", *((stream.field,) if stream else ())):
-        if raw.get(name) is None:
-            given.pop(name, None)
-    items.close(item, given)
-
-
-def _same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    names = (first.keys() | second.keys()) - {"id"}
-    return all(first.get(name) == second.get(name) for name in names)
-
-# %% ../nbs/030_events.ipynb #a98fe334
-_Handler = Callable[[_Items, Mapping[str, Any]], None]
-_HANDLERS: dict[str, _Handler] = {
-    **dict.fromkeys(_DELTAS, _on_delta),
-    **dict.fromkeys(_DONES, _on_text_done),
-    "response.content_part.added": _on_part_added,
-    "response.content_part.done": _on_part_done,
-    "response.reasoning_summary_part.added": _on_part_added,
-    "response.reasoning_summary_part.done": _on_part_done,
-    "response.output_text.annotation.added": _on_annotation,
-    "response.output_item.added": _on_item_added,
-    "response.output_item.done": _on_item_done,
-}
-_PROGRESS_EVENTS = frozenset(
-    f"response.{name}"
-    for name in (
-        *(f"{kind}.{step}" for kind in _PROGRESS for step in ("in_progress", "completed")),
-        "mcp_call.failed",
-        "mcp_list_tools.failed",
-        "web_search_call.searching",
-        "file_search_call.searching",
-        "code_interpreter_call.interpreting",
-        "image_generation_call.generating",
-        "image_generation_call.partial_image",
-        "shell_call_command.added",
-        "shell_call_command.delta",
-        "shell_call_command.done",
-        "shell_call_output_content.delta",
-        "shell_call_output_content.done",
-        "compaction.compacting",
-    )
-)
-_LOOSE_EVENTS = frozenset(
-    f"response.audio.{name}" for name in ("delta", "done", "transcript.delta", "transcript.done")
-)
 
 # %% ../nbs/030_events.ipynb #8ddd8fa3
 ERROR_CODES = (
@@ -603,8 +58,8 @@ class _Body:
     """The Response of one request, as far as it has come."""
 
     def __init__(self, request: ResponsesRequest, response_id: str | None = None) -> None:
-        self.outbox = _Outbox()
-        self.items = _Items(self.outbox)
+        self.outbox = Outbox()
+        self.items = AnswerItems(self.outbox)
         self.fields: dict[str, Any] = new_response(request, response_id)
         self.model_is_open = request.model is None
         self.ended = False
@@ -623,7 +78,7 @@ class _Body:
     def text(self) -> str:
         """The text of all messages so far."""
         texts = (text for item in self.items.all for text in item.texts)
-        return "".join(text.value for text in texts if text.stream is _OUTPUT_TEXT)
+        return "".join(text.value for text in texts if text.kind is OUTPUT_TEXT)
 
     def end(self, kind: str, status: str, error: dict[str, Any] | None = None) -> None:
         """Write the last event."""
@@ -635,13 +90,16 @@ class _Body:
 
 # %% ../nbs/030_events.ipynb #10510fae
 def _absorb_output(body: _Body, response: Mapping[str, Any], incomplete: bool) -> None:
-    output: list[Any] = list(response.get("output") or ())
-    if body.items.since_scope or not output:
+    output = response.get("output") or []
+    if not isinstance(output, list | tuple):
+        raise AgentOutputError(f"the 'output' of a response is a list; got {described(output)}")
+    if body.items.since_scope:
         return
-    if incomplete:
-        output[-1] = {**plain(output[-1]), "status": "incomplete"}
-    for item in output:
-        _on_item_done(body.items, {"type": "response.output_item.done", "item": item})
+    for index, item in enumerate(output):
+        last = index == len(output) - 1
+        cut = {"status": "incomplete"} if incomplete and last else {}
+        known = plain(item)
+        take_item(body.items, {**known, **cut} if isinstance(known, dict) else known)
 
 
 def _absorb(body: _Body, response: Any) -> None:
@@ -651,23 +109,38 @@ def _absorb(body: _Body, response: Any) -> None:
     if response.get("status") == "failed":
         _fail_with(body, response.get("error"))
         return
-    incomplete = response.get("incomplete_details")
-    if response.get("status") == "incomplete" and not incomplete:
-        incomplete = {"reason": "max_output_tokens"}
+    incomplete = _why_incomplete(response)
     _absorb_output(body, response, bool(incomplete))
     body.items.end_scope(complete=not incomplete)
     fields = body.fields
     fields["incomplete_details"] = incomplete
-    if response.get("usage"):
-        usage = complete_usage(response["usage"])
-        fields["usage"] = add_usage(fields["usage"], usage) if fields["usage"] else usage
-    if response.get("model") and body.model_is_open:
+    _add_usage(body, response)
+    if isinstance(response.get("model"), str) and body.model_is_open:
         fields["model"] = response["model"]
-    if response.get("metadata"):
-        fields["metadata"] = {**response["metadata"], **(fields["metadata"] or {})}
+    if isinstance(response.get("metadata"), dict):
+        told = {str(name): _text_of(value) for name, value in response["metadata"].items()}
+        fields["metadata"] = {**told, **(fields["metadata"] or {})}
     _add_outputs(body, response)
 
+
+def _text_of(value: object) -> str:
+    return value if isinstance(value, str) else dump_json(value).decode()
+
+
+def _why_incomplete(response: Mapping[str, Any]) -> dict[str, str] | None:
+    details = plain(response.get("incomplete_details"))
+    if not details and response.get("status") != "incomplete":
+        return None
+    reason = details.get("reason") if isinstance(details, dict) else None
+    return {"reason": "content_filter" if reason == "content_filter" else "max_output_tokens"}
+
 # %% ../nbs/030_events.ipynb #620faca1
+def _add_usage(body: _Body, chunk: Mapping[str, Any]) -> None:
+    if chunk.get("usage"):
+        usage, before = complete_usage(chunk["usage"]), body.fields["usage"]
+        body.fields["usage"] = add_usage(before, usage) if before else usage
+
+
 def _add_outputs(body: _Body, chunk: Mapping[str, Any]) -> None:
     outputs = chunk.get("custom_outputs")
     if outputs is None:
@@ -699,32 +172,38 @@ def _finish(body: _Body) -> None:
     limited = incomplete.get("reason") == "max_output_tokens"
     if limited and body.items.all and body.items.all[-1].wire.get("status") != "incomplete":
         cut = {"type": "message", "role": "assistant", "content": []}
-        body.items.close(body.items.add(cut, _Source()), complete=False)
+        body.items.close(body.items.add(cut, Source()), complete=False)
     body.end("response.incomplete", "incomplete")
 
 # %% ../nbs/030_events.ipynb #b9ed87f5
+_LOOSE_EVENTS = frozenset(
+    f"response.audio.{name}" for name in ("delta", "done", "transcript.delta", "transcript.done")
+)
+_EXTENSION = re.compile(r"[A-Za-z0-9_.-]+(:[A-Za-z0-9_.-]+)+")
+
+
 def _take_event(body: _Body, event: Mapping[str, Any]) -> None:
     kind = event["type"]
-    if handler := _HANDLERS.get(kind):
-        handler(body.items, event)
-    elif kind in _PROGRESS_EVENTS:
-        _on_progress(body.items, event)
-    elif kind == "response.created":
+    if take_item_event(body.items, event):
+        return
+    if kind == "response.created":
         body.items.end_scope()
     elif kind in ("response.completed", "response.incomplete", "response.failed"):
         status = kind.removeprefix("response.")
-        _absorb(body, {**(plain(event.get("response")) or {}), "status": status})
+        response = plain(event.get("response")) or {}
+        _absorb(body, {**response, "status": status} if isinstance(response, dict) else response)
     elif kind == "error":
         _fail_with(body, event)
-    elif kind in _LOOSE_EVENTS or not kind.startswith("response."):
-        body.outbox.put(kind, _fields(event))
+    elif kind in _LOOSE_EVENTS or _EXTENSION.fullmatch(kind):
+        body.outbox.put(kind, event_fields(event))
     elif kind not in ("response.in_progress", "response.queued"):
         raise AgentOutputError(f"unknown type of event: {described(event)}")
 
 
 _ALLOWED = (
     "an agent yields text (a string), an event ({'type': 'response.…'}), an output item "
-    "({'type': 'message', …} or another type) or a whole response ({'output': […]})"
+    "({'type': 'message', …} or another type), a whole response ({'output': […]}), or 'usage' "
+    "and 'custom_outputs'"
 )
 
 
@@ -737,10 +216,13 @@ def _take(body: _Body, chunk: Any) -> None:
         _add_outputs(body, chunk)
     elif kind is None and (chunk.get("object") == "response" or "output" in chunk):
         _absorb(body, chunk)
+    elif chunk and chunk.keys() <= {"custom_outputs", "usage"}:
+        _add_usage(body, chunk)
+        _add_outputs(body, chunk)
     elif kind is None and "content" not in chunk:
         raise AgentOutputError(f"the agent yielded {described(chunk)}; {_ALLOWED}")
     else:
-        _on_item_done(body.items, {"type": "response.output_item.done", "item": chunk})
+        take_item(body.items, chunk)
 
 # %% ../nbs/030_events.ipynb #154bc12c
 class ResponseAssembler(_Body):
@@ -768,7 +250,7 @@ class ResponseAssembler(_Body):
             raise AgentOutputError("the agent went on after its response had ended")
         if type(chunk) is str:
             if chunk:
-                _on_delta(self.items, {"type": "response.output_text.delta", "delta": chunk})
+                take_text(self.items, chunk)
         elif chunk is None:
             raise AgentOutputError(f"the agent yielded None; {_ALLOWED}")
         elif (known := plain(chunk)) is not None:

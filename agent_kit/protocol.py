@@ -18,20 +18,20 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from .fields import missing, wrong_type, wrong_value
 from agent_kit.items import (
     check_agent_messages,
-    check_chat_tools,
-    check_choice_among,
     check_input,
     check_messages,
     check_outputs_have_calls,
+)
+from agent_kit.options import (
+    check_chat_tools,
+    check_choice_among,
     check_response_format,
     check_text,
     check_tool_choice,
     check_tools,
-    missing,
-    wrong_type,
-    wrong_value,
 )
 from .wire import RequestError as RequestError
 from .wire import dump_json as dump_json
