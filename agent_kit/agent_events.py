@@ -12,6 +12,7 @@ from typing import Any
 from agent_kit.answer_items import (
     EMPTY_ITEMS,
     NO_IDS,
+    PART_LISTS,
     PROGRESS_STEPS,
     AnswerItem,
     AnswerItems,
@@ -149,7 +150,7 @@ def _on_annotation(items: AnswerItems, event: Mapping[str, Any]) -> None:
 
 
 def _on_progress(items: AnswerItems, event: Mapping[str, Any]) -> None:
-    item = items.find(None, _source(event))
+    item = items.find(_PROGRESS_EVENTS[event["type"]], _source(event))
     if item is None:
         raise AgentOutputError(f"{event['type']} speaks of no open item: {described(event)}")
     items.outbox.put(event["type"], {**event_fields(event), **item.place})
@@ -167,8 +168,7 @@ def _on_item_added(items: AnswerItems, event: Mapping[str, Any]) -> None:
     kind = raw.get("type")
     given = complete_item({**EMPTY_ITEMS.get(str(kind), {}), **_fields_of(raw), "type": kind})
     item = items.add(given, _source(event, raw), announced=True)
-    if kind in ("message", "reasoning") or kind in KIND_OF_ITEM:
-        _begin_with(item, given)
+    _begin_with(item, given)
 
 
 def _fields_of(item: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def _fields_of(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _begin_with(item: AnswerItem, given: Mapping[str, Any]) -> None:
-    for home in ("summary", "content"):
+    for home in PART_LISTS.get(given["type"], ()):
         for part in given.get(home) or ():
             text_kind = KIND_OF_PART[part["type"]]
             item.grow(item.begin(text_kind), part[text_kind.field], {})
@@ -208,7 +208,8 @@ def _says_the_same(item: AnswerItem, raw: Mapping[str, Any], whole: Mapping[str,
     if item.call_id is not None:
         return raw.get("call_id") == item.call_id
     said = "".join(text.value for text in item.texts)
-    parts = [*(whole.get("summary") or ()), *(whole.get("content") or ())]
+    homes = PART_LISTS.get(whole["type"], ())
+    parts = [part for home in homes for part in whole.get(home) or ()]
     told = "".join(part.get("text") or part.get("refusal") or "" for part in parts)
     return bool(said.strip()) and said.strip() == told.strip()
 
@@ -269,8 +270,8 @@ _HANDLERS: dict[str, _Handler] = {
     "response.output_item.added": _on_item_added,
     "response.output_item.done": _on_item_done,
 }
-_PROGRESS_EVENTS = frozenset(
-    f"response.{name}"
+_PROGRESS_EVENTS = {
+    f"response.{name}": name.partition(".")[0].removesuffix("_command").removesuffix("_content")
     for name in (
         *PROGRESS_STEPS,
         "web_search_call.searching",
@@ -285,7 +286,7 @@ _PROGRESS_EVENTS = frozenset(
         "shell_call_output_content.done",
         "compaction.compacting",
     )
-)
+}
 
 # %% ../nbs/028_agent_events.ipynb #5e760e63
 def take_item_event(items: AnswerItems, event: Mapping[str, Any]) -> bool:

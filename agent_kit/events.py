@@ -86,6 +86,8 @@ class _Body:
         self.fields.update(status=status, error=error, usage=self.usage or complete_usage(None))
         if status == "completed":
             self.fields["completed_at"] = int(time.time())
+        elif status != "incomplete":
+            self.fields["incomplete_details"] = None
         self.outbox.put(kind, {"response": self.body})
 
 # %% ../nbs/030_events.ipynb #10510fae

@@ -102,8 +102,15 @@ def _complete_output(item: dict[str, Any]) -> None:
 
 def _complete_mcp_call(item: dict[str, Any]) -> None:
     _complete_call(item)
-    if item.get("error") is not None and not isinstance(item["error"], dict):
+    if not isinstance(item.get("output", ""), str):
+        item["output"] = dump_json(item["output"]).decode()
+    if not isinstance(item.get("error", {}), dict):
         item["error"] = {"type": "mcp_tool_execution_error", "content": item["error"]}
+
+
+def _complete_image(item: dict[str, Any]) -> None:
+    if not isinstance(item.get("error", {}), dict):
+        item["error"] = {"type": "image_generation_error", "message": str(item["error"])}
 
 # %% ../nbs/025_output.ipynb #32b08c35
 _COMPLETE = {
@@ -111,6 +118,7 @@ _COMPLETE = {
     "reasoning": _complete_reasoning,
     "function_call": _complete_call,
     "mcp_call": _complete_mcp_call,
+    "image_generation_call": _complete_image,
     "mcp_approval_request": _complete_call,
     "function_call_output": _complete_output,
     "custom_tool_call_output": _complete_output,
@@ -197,7 +205,7 @@ def complete_item(item: Mapping[str, Any]) -> dict[str, Any]:
             f"unknown type of output item: {described(item)}; "
             f"the types are {', '.join(sorted(OUTPUT_TYPES))}"
         )
-    given = {name: value for name, value in item.items() if value is not None}
+    given = {name: item[name] for name in item if item[name] is not None and name != "type"}
     done = {"type": kind, **_DEFAULTS.get(kind, {}), **given}
     if kind in _COMPLETE:
         _COMPLETE[kind](done)
@@ -205,6 +213,8 @@ def complete_item(item: Mapping[str, Any]) -> dict[str, Any]:
         _check_item(done)
         if status := _final_status(done):
             done["status"] = status
+    if not isinstance(done.get("call_id", ""), str):
+        raise AgentOutputError(f"a call_id is a string; got {described(item)}")
     done["id"] = done["id"] if isinstance(done.get("id"), str) else None
     return done
 

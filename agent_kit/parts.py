@@ -153,7 +153,7 @@ def complete_texts(parts: object, kind: str, where: str) -> list[dict[str, Any]]
     for part in texts:
         if not isinstance(part, dict) or not isinstance(part.get("text"), str):
             raise AgentOutputError(f"{where} is a list of {kind} parts; got {described(part)}")
-    return [{**part, "type": kind} for part in texts]
+    return [{"type": kind, "text": part["text"]} for part in texts]
 
 # %% ../nbs/022_parts.ipynb #3863cb8b
 _INPUT_PARTS = {

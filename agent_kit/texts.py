@@ -118,11 +118,11 @@ class GrowingTexts:
     def grow(self, text: GrowingText, delta: str, fields: Mapping[str, Any]) -> None:
         """Send one delta; `fields` are further fields of the agent's event."""
         delta = clean_text(delta)
-        text.chunks.append(delta)
         if text.kind is OUTPUT_TEXT:
             logprobs = complete_logprobs(fields.get("logprobs"))
             text.logprobs.extend(logprobs)
             fields = {**fields, "logprobs": logprobs}
+        text.chunks.append(delta)
         self.outbox.put(f"{text.kind.name}.delta", {**fields, **text.place, "delta": delta})
 
     def complete(self, text: GrowingText, whole: str | None, fields: Mapping[str, Any]) -> None:
