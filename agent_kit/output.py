@@ -162,7 +162,7 @@ _MAY_FAIL = frozenset(
     )
 )
 
-
+# %% ../nbs/025_output.ipynb #4c2b2a1b
 def status_of(kind: str, *, complete: bool = True) -> str | None:
     """Return the status of a done item of type `kind`; None for a type without one."""
     if kind in _NO_STATUS:
