@@ -57,7 +57,7 @@ def event_fields(event: Mapping[str, Any]) -> dict[str, Any]:
         if value is not None and name not in ("type", "sequence_number")
     }
 
-
+# %% ../nbs/028_agent_events.ipynb #ce5e240a
 def _text_item(items: AnswerItems, text_kind: TextKind, event: Mapping[str, Any]) -> AnswerItem:
     source = _source(event)
     if item := items.find(text_kind.item, source):

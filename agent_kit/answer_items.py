@@ -48,7 +48,7 @@ PROGRESS_STEPS = frozenset(
     )
 )
 
-
+# %% ../nbs/027_answer_items.ipynb #b4457b9e
 class Source(NamedTuple):
     """How the agent names an item: by an id, a position, both, or not at all."""
 

@@ -103,7 +103,7 @@ def _absorb_output(body: _Body, response: Mapping[str, Any], incomplete: bool) -
         known = plain(item)
         take_item(body.items, {**known, **cut} if isinstance(known, dict) else known)
 
-
+# %% ../nbs/030_events.ipynb #79c9a222
 def _absorb(body: _Body, response: Any) -> None:
     """Take over what the Response of a model, or of the agent itself, says."""
     if not isinstance(response, dict):
@@ -201,7 +201,7 @@ def _take_event(body: _Body, event: Mapping[str, Any]) -> None:
     elif kind not in ("response.in_progress", "response.queued"):
         raise AgentOutputError(f"unknown type of event: {described(event)}")
 
-
+# %% ../nbs/030_events.ipynb #8685c3f5
 _ALLOWED = (
     "an agent yields text (a string), an event ({'type': 'response.…'}), an output item "
     "({'type': 'message', …} or another type), a whole response ({'output': […]}), or 'usage' "
