@@ -17,10 +17,14 @@ from page_support import (
     visit,
 )
 from playwright.sync_api import Browser, Page, expect
+from web_stand_in import StandIn
 
 from agent_kit.datasets import load_cases
+from agent_kit.sections import Settings
+from agent_kit.server import create_server
+from agent_kit.tracing import flush_traces
 
-pytest_plugins = ["page_fixtures"]
+pytest_plugins = ["page_fixtures", "tracing_fixtures"]
 
 
 def test_the_default_agent_answers_with_a_tool(page: Page) -> None:
@@ -291,3 +295,53 @@ def test_files_can_be_attached(page: Page, stage: Stage) -> None:
     assert parts[0]["text"].endswith("42")
     assert parts[1]["image_url"].startswith("data:image/png;base64,")
     expect(page.locator(".question img")).to_be_visible()
+
+
+# MLflow uses what SQLAlchemy 2.1 deprecates, and warns of its own type hints on import.
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*Any type hint:UserWarning")
+def test_a_thumb_becomes_an_assessment(page: Page, project: Settings) -> None:
+    from mlflow.tracing.client import TracingClient
+
+    server = create_server(settings=project)
+    server.invoke()(lambda request: "It is 390.")
+    with server.serve() as url:
+        visit(page, url)
+        ask(page, "What is 17*23?")
+        expect_end(page)
+        down = answer(page).get_by_role("button", name="Bad answer")
+        with page.expect_response("**/agent/feedback", timeout=60_000) as first:
+            down.click()
+            expect(down).to_have_attribute("aria-pressed", "true")
+            page.get_by_label("Comment on the answer").fill("It is 391.")
+        with page.expect_response("**/agent/feedback", timeout=60_000) as second:
+            page.get_by_label("Comment on the answer").press("Enter")
+        assert (first.value.status, second.value.status) == (200, 200)
+        expect(page.get_by_text("Thank you")).to_be_visible()
+        trace_id = second.value.json()["trace_id"]
+        info = TracingClient(project.mlflow.tracking_uri).get_trace_info(trace_id)
+        assert [(each.value, each.rationale) for each in info.assessments] == [
+            (False, "It is 391.")
+        ]
+        page.reload()
+        expect(down).to_have_attribute("aria-pressed", "true")
+        assert flush_traces(60)
+
+
+def test_a_thumb_that_cannot_be_stored_is_taken_back(page: Page, stand_in: StandIn) -> None:
+    delta = {
+        "type": "response.output_text.delta",
+        "item_id": "m",
+        "output_index": 0,
+        "delta": "Yes",
+    }
+    stand_in.info["features"] = {"feedback": True}
+    stand_in.answer(delta, {"type": "x", "trace_id": "tr-1"}, b"data: [DONE]\n\n")
+    stand_in.refuse_feedback = True
+    visit(page, stand_in.url)
+    ask(page, "Really?")
+    expect_end(page)
+    up = answer(page).get_by_role("button", name="Good answer")
+    up.click()
+    expect(page.locator("#toast")).to_contain_text("MLflow does not answer")
+    expect(up).to_have_attribute("aria-pressed", "false")

@@ -60,8 +60,8 @@ class StandIn:
     script: list[list[Any]] = field(default_factory=list)
     info: dict[str, Any] = field(default_factory=dict)
     refusal: Response | None = None
+    refuse_feedback: bool = False
     requests: list[dict[str, Any]] = field(default_factory=list)
-    feedback: list[dict[str, Any]] = field(default_factory=list)
     resumed_after: list[int] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     closed: threading.Event = field(default_factory=threading.Event)
@@ -160,7 +160,8 @@ class StandIn:
         return JSONResponse(self.info)
 
     async def take_feedback(self, request: Request) -> Response:
-        self.feedback.append(await request.json())
+        if self.refuse_feedback:
+            return JSONResponse({"error": {"message": "MLflow does not answer."}}, 503)
         return JSONResponse({})
 
 
