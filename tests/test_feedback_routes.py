@@ -7,7 +7,7 @@ import pytest
 
 from agent_kit.server import create_server
 from agent_kit.settings import Settings, load_settings
-from agent_kit.tracing import flush_traces
+from agent_kit.tracing import close_tracing
 
 pytest_plugins = ["tracing_fixtures"]
 # MLflow uses what SQLAlchemy 2.1 deprecates, and warns of its own type hints on import.
@@ -26,7 +26,7 @@ def traced(project) -> Iterator[str]:
     server.invoke()(lambda request: "391")
     with server.serve() as url:
         yield url
-        assert flush_traces(60)
+        assert close_tracing(60)
 
 
 def ask(url: str, headers: dict[str, str]) -> str:

@@ -22,7 +22,7 @@ from web_stand_in import StandIn
 from agent_kit.datasets import load_cases
 from agent_kit.sections import Settings
 from agent_kit.server import create_server
-from agent_kit.tracing import flush_traces
+from agent_kit.tracing import close_tracing
 
 pytest_plugins = ["page_fixtures", "tracing_fixtures"]
 
@@ -325,7 +325,7 @@ def test_a_thumb_becomes_an_assessment(page: Page, project: Settings) -> None:
         ]
         page.reload()
         expect(down).to_have_attribute("aria-pressed", "true")
-        assert flush_traces(60)
+        assert close_tracing(60)
 
 
 def test_a_thumb_that_cannot_be_stored_is_taken_back(page: Page, stand_in: StandIn) -> None:

@@ -29,6 +29,7 @@ import { DONE, Problem } from "./stream.js";
  * @property {number | null} endedAt
  * @property {Record<string, Clock>} clocks of tool calls and reasoning, by call id or item id
  * @property {{value: boolean, comment: string} | null} feedback
+ * @property {boolean} isKept whether the server's conversation holds it
  */
 
 /**
@@ -52,6 +53,7 @@ export function newAnswer({ background = false } = {}) {
     endedAt: null,
     clocks: {},
     feedback: null,
+    isKept: false,
   };
 }
 

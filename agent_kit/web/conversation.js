@@ -8,13 +8,14 @@ import { answerText, asText, isRunning } from "./answer.js";
  *   image or the text of a file
  * @typedef {{text: string, attachments: Attachment[]}} Question
  * @typedef {{question: Question, answer: Answer}} Turn
- * @typedef {{id: string, turns: Turn[]}} Conversation
+ * @typedef {{id: string, isStored: boolean, turns: Turn[]}} Conversation `isStored`: the server
+ *   keeps it under this id
  * @typedef {Record<string, any>} Item
  */
 
 /** @returns {Conversation} */
 export function newConversation() {
-  return { id: `conv-${randomName()}`, turns: [] };
+  return { id: `conv-${randomName()}`, isStored: false, turns: [] };
 }
 
 function randomName() {
@@ -33,6 +34,16 @@ export function toInput(turns) {
     questionItem(question),
     ...(index < last ? answerItems(answer) : []),
   ]);
+}
+
+/**
+ * The part of the input that the server's conversation does not hold: a run that was stopped or
+ * failed has left nothing there.
+ * @param {Turn[]} turns
+ * @returns {Item[]}
+ */
+export function toNewInput(turns) {
+  return toInput(turns.slice(turns.findLastIndex(({ answer }) => answer.isKept) + 1));
 }
 
 /**
@@ -79,7 +90,8 @@ export class Keeper {
   load() {
     try {
       const kept = JSON.parse(sessionStorage.getItem(this.#key) ?? "null");
-      if (kept?.version === 1) return { id: kept.id, turns: kept.turns };
+      const { version, id, isStored = false, turns } = kept ?? {};
+      if (version === 1) return { id, isStored, turns };
     } catch {
       // Storage is blocked or holds something else: start anew.
     }
@@ -90,13 +102,13 @@ export class Keeper {
    * Keep the conversation; of one that is too large, its newest turns.
    * @param {Conversation} conversation
    */
-  save({ id, turns }) {
+  save({ id, isStored, turns }) {
     for (
       let first = 0;
       first <= turns.length;
       first += Math.ceil((turns.length - first) / 2) || 1
     ) {
-      const text = JSON.stringify({ version: 1, id, turns: turns.slice(first) });
+      const text = JSON.stringify({ version: 1, id, isStored, turns: turns.slice(first) });
       if (text.length <= this.#limit && this.#store(text)) return;
     }
   }

@@ -3,6 +3,8 @@
 import { answerText, failAnswer, newAnswer } from "./answer.js";
 import { Composer } from "./composer.js";
 import * as conversations from "./conversation.js";
+import { Drawer } from "./drawer.js";
+import { createConversation, readConversation, shortenConversation } from "./history.js";
 import { announce, copyText, download, find, h, icon } from "./dom.js";
 import { Run } from "./run.js";
 import { call, Problem } from "./stream.js";
@@ -24,7 +26,7 @@ const agent = {
   model: "",
   task: "",
   example_prompts: /** @type {string[]} */ ([]),
-  features: { background: false, feedback: false },
+  features: { background: false, feedback: false, conversations: false },
 };
 
 class Page {
@@ -57,6 +59,7 @@ class Page {
     document.addEventListener("keydown", (event) => this.#onKey(event));
     addEventListener("pagehide", () => this.#keeper.save(this.#conversation));
     this.#listenToExports();
+    this.#offerConversations();
     this.#showAll();
     this.#pickUp();
     this.#composer.focus();
@@ -98,12 +101,58 @@ class Page {
     this.#turns.append(view.element);
     this.#showEmpty();
     this.#scrollToEnd();
-    this.#follow(view, (run) => run.start(this.#request()));
+    const conversation = this.#conversation;
+    this.#follow(view, (run) => run.start(() => this.#request(conversation)));
   }
 
-  #request() {
-    const { id, turns } = this.#conversation;
-    return { input: conversations.toInput(turns), context: { conversation_id: id } };
+  /** Changes of the server's conversation, one after the other; the next request waits for them. */
+  #changes = Promise.resolve();
+
+  /** @param {Conversation} conversation */
+  async #request(conversation) {
+    await this.#changes;
+    if (agent.features.conversations && !conversation.isStored) {
+      conversation.id = await createConversation();
+      conversation.isStored = true;
+    }
+    const { id, isStored, turns } = conversation;
+    const context = { conversation_id: id };
+    if (!isStored) return { input: conversations.toInput(turns), context };
+    return { conversation: id, input: conversations.toNewInput(turns), context };
+  }
+
+  /**
+   * Take turns out of the server's conversation.
+   * @param {number} index of the first turn that goes
+   */
+  #cutStored(index) {
+    const { id, isStored, turns } = this.#conversation;
+    if (!isStored || !turns.slice(index).some(({ answer }) => answer.isKept)) return;
+    this.#changes = this.#changes
+      .then(() => shortenConversation(id, index))
+      .catch((error) => toast(error.message));
+  }
+
+  #offerConversations() {
+    find("#history").hidden = !agent.features.conversations;
+    const onProblem = (/** @type {any} */ error) => toast(error.message);
+    const open = async (/** @type {string} */ id) => {
+      try {
+        const conversation = await readConversation(id);
+        this.#leave();
+        this.#replace(conversation);
+      } catch (error) {
+        onProblem(error);
+      }
+    };
+    new Drawer(open, () => this.#conversation.id, onProblem);
+  }
+
+  /** Turn to another conversation; a run in the background goes on. */
+  #leave() {
+    this.#run?.leave();
+    this.#run = null;
+    this.#composer.setBusy(false);
   }
 
   /** Go on with an answer that a reload of the page has interrupted. */
@@ -140,10 +189,25 @@ class Page {
     await begin(run);
     painter.paintNow();
     if (this.#run !== run) return;
+    this.#note(answer);
     this.#run = null;
     this.#composer.setBusy(false);
     this.#keeper.save(this.#conversation);
     announce(answer.error ? answer.error.message : answerText(answer) || "The agent is done.");
+  }
+
+  /**
+   * Note what the server's conversation holds now: all up to an answer that came to its end.
+   * @param {import("./answer.js").Answer} answer
+   */
+  #note({ status, error }) {
+    const { turns } = this.#conversation;
+    if (this.#conversation.isStored && ["completed", "incomplete"].includes(status)) {
+      for (const turn of turns) turn.answer.isKept = true;
+    }
+    if (error?.code !== "conversation_not_found") return;
+    this.#conversation.isStored = false;
+    for (const turn of turns) turn.answer.isKept = false;
   }
 
   #savedAt = 0;
@@ -182,7 +246,7 @@ class Page {
     if (this.#run) return;
     const { turns } = this.#conversation;
     const index = turns.findIndex((turn) => turn.question === question);
-    if (index < turns.length - 1) this.#offerUndo("Later messages were removed");
+    if (index < turns.length - 1) this.#offerUndo("Later messages were removed", index);
     this.#cutFrom(index);
     this.#ask({ ...question, text });
     this.#composer.focus();
@@ -190,15 +254,14 @@ class Page {
 
   /** @param {number} index of the first turn that goes */
   #cutFrom(index) {
+    this.#cutStored(index);
     this.#conversation.turns.splice(index);
     for (const { element } of this.#views.splice(index)) element.remove();
   }
 
   #startAnew() {
-    this.#stop();
-    this.#run = null;
-    this.#composer.setBusy(false);
-    this.#offerUndo("A new chat has begun");
+    this.#leave();
+    this.#offerUndo("A new chat has begun", Infinity);
     this.#replace(conversations.newConversation());
   }
 
@@ -210,12 +273,18 @@ class Page {
     this.#composer.focus();
   }
 
-  /** @param {string} message */
-  #offerUndo(message) {
+  /**
+   * @param {string} message
+   * @param {number} index of the first turn that the server's conversation loses
+   */
+  #offerUndo(message, index) {
     const before = { ...this.#conversation, turns: [...this.#conversation.turns] };
     toast(message, "Undo", () => {
       this.#stop();
+      if (this.#conversation.id === before.id) this.#cutStored(index);
+      for (const { answer } of before.turns.slice(index)) answer.isKept = false;
       this.#replace(before);
+      this.#pickUp();
     });
   }
 
@@ -224,15 +293,27 @@ class Page {
    * @param {boolean} value
    * @param {string} comment
    */
-  async #rate({ answer }, value, comment) {
-    const before = answer.feedback;
-    answer.feedback = { value, comment };
+  #rate(turn, value, comment) {
+    this.#ratings = this.#ratings.then(() => this.#sendRating(turn, value, comment));
+    turn.answer.feedback = { value, comment };
+    return this.#ratings;
+  }
+
+  /** Ratings go to the server one after the other, so that the last one stays. */
+  #ratings = Promise.resolve();
+
+  /**
+   * @param {Turn} turn
+   * @param {boolean} value
+   * @param {string} comment
+   */
+  async #sendRating({ answer }, value, comment) {
     const body = { trace_id: answer.traceId, value, ...(comment && { comment }) };
     try {
       await call("agent/feedback", { body });
       if (comment) toast("Thank you");
     } catch (error) {
-      answer.feedback = before;
+      answer.feedback = null;
       toast(/** @type {Error} */ (error).message);
     }
     this.#keeper.save(this.#conversation);

@@ -26,12 +26,14 @@ export class Run {
 
   /**
    * Ask, and follow the answer to its end. Problems end up in the answer, none is thrown.
-   * @param {object} request a request body without `stream`
+   * @param {() => Promise<object>} prepare returns a request body without `stream`
    */
-  start(request) {
-    const inBackground = this.answer.background ? { background: true, store: true } : {};
-    const body = { ...request, ...inBackground, stream: true };
-    return this.#follow(() => call("v1/responses", { body, signal: this.#abort.signal }));
+  start(prepare) {
+    return this.#follow(async () => {
+      const inBackground = this.answer.background ? { background: true, store: true } : {};
+      const body = { ...(await prepare()), ...inBackground, stream: true };
+      return call("v1/responses", { body, signal: this.#abort.signal });
+    });
   }
 
   /** Follow a background run that began before the page was loaded. */
@@ -47,6 +49,12 @@ export class Run {
     if (background) call(`${this.#path}/cancel`, { method: "POST" }).catch(() => {});
     finish(this.answer, "stopped");
     this.#abort.abort();
+  }
+
+  /** Stop reading and let the agent go on, where it can; otherwise stop it. */
+  leave() {
+    if (this.answer.background && this.answer.id) this.#abort.abort();
+    else this.stop();
   }
 
   get #path() {
