@@ -69,7 +69,8 @@ def _address(path: Path) -> str:
     """Return the base URL of the model in a file; the first call loads it."""
     if not path.is_file():
         raise ModelError(
-            f"There are no weights at {path}: set [agent] model = local:<path of a .gguf>.",
+            f"There is no file {path.name} with weights: [agent] model is local:<path of a .gguf>, "
+            "and the path starts from the folder of settings.ini.",
             code="missing_weights",
         )
     with _lock:

@@ -13,7 +13,7 @@ from .local_model import LocalModel
 from .model_interface import Model, ModelError, read_script
 from .model_service import databricks_service, openai_service
 from .offline_model import OfflineModel
-from .recording import put_on_record
+from .recording import RecordableModel
 from .responses_model import ResponsesModel
 from .settings import Settings, get_settings
 
@@ -25,7 +25,7 @@ def create_model(settings: Settings | None = None, *, spec: str | None = None) -
     same form, such as `openai:gpt-5-mini`. Raises `ModelError` where there is no such model.
     """
     settings = settings or get_settings()
-    return put_on_record(_new_model(settings, settings.agent.model if spec is None else spec))
+    return RecordableModel(_new_model(settings, settings.agent.model if spec is None else spec))
 
 
 def _new_model(settings: Settings, spec: str) -> Model:

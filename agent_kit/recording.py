@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VARIABLE', 'Mode', 'essence', 'request_key', 'recording_mode', 'Answer', 'Recording', 'RecordedModel',
-           'use_recording', 'put_on_record']
+           'use_recording', 'RecordableModel']
 
 # %% ../nbs/060_recording.ipynb #ae9dd4df
 import copy
@@ -209,7 +209,7 @@ _active: list[Recording] = []
 
 @contextmanager
 def use_recording(path: str | Path, *, mode: Mode | None = None) -> Iterator[Recording]:
-    """Put the models that `create_model` makes within the block on record.
+    """Put every model of `create_model` on record while the block lasts.
 
     path: the JSONL file; mode: `replay`, `new` or `all`, by default as AGENT_KIT_RECORD says.
     Warns at the end about recorded answers that were not asked for.
@@ -228,7 +228,17 @@ def use_recording(path: str | Path, *, mode: Mode | None = None) -> Iterator[Rec
             stacklevel=3,
         )
 
+# %% ../nbs/060_recording.ipynb #c9f634e7
+class RecordableModel:
+    """A model that is on record while a block of `use_recording` lasts.
 
-def put_on_record(model: Model) -> Model:
-    """Return a model as `use_recording` wants it: on record within its block, else as it is."""
-    return RecordedModel(_active[-1], model) if _active else model
+    model: who is asked, always outside of such a block.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.name, self._model = model.name, model
+
+    def stream(self, request: ModelRequest) -> AsyncGenerator[Event, None]:
+        """Answer as the model does, or as the recording says; raises `ModelError` like them."""
+        model = RecordedModel(_active[-1], self._model) if _active else self._model
+        return model.stream(request)

@@ -171,6 +171,34 @@ def test_a_wrong_value_of_the_variable_is_refused(path, monkeypatch):
     load_settings()  # the variable is no mistyped setting
 
 
-def test_models_are_on_record_within_the_block_only(path):
+def test_a_model_that_was_made_before_is_on_record_within_the_block_only(path):
     record(path, ["391"], question())
-    assert not isinstance(create_model(), RecordedModel)
+    model = create_model(spec="offline")
+
+    def said():
+        async def collect():
+            return [event.get("delta", "") async for event in model.stream(question())]
+
+        return "".join(asyncio.run(collect()))
+
+    assert "offered" in said()
+    with use_recording(path):
+        assert said() == "391"
+    assert "offered" in said()
+
+
+def test_an_agent_replays_its_calls_of_tools(path, monkeypatch):
+    monkeypatch.setenv("AGENT_KIT_MLFLOW_TRACING", "false")
+    from agent_kit.agent import server
+
+    async def answer():
+        async with server.client() as client:
+            return (await client.responses.create(input="What is 17*23?")).output_text
+
+    with use_recording(path, mode="new"):
+        recorded = asyncio.run(answer())
+    assert len(path.read_text().splitlines()) == 2
+    path.write_text(path.read_text().replace('"delta":"391"', '"delta":"391, on record"'))
+    with use_recording(path):
+        replayed = asyncio.run(answer())
+    assert replayed == f"{recorded}, on record"
