@@ -46,7 +46,7 @@ def agent_server(argv: Sequence[str] | None = None) -> int:
         from agent_kit.server import parse_server_args, run_server
         from agent_kit.settings import get_settings
 
-        chosen = parse_server_args([argument for argument in argv if argument != "--debug"])
+        chosen = parse_server_args(argv)
         run_server(
             get_settings().server.app,
             host=chosen.host,

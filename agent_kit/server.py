@@ -295,7 +295,7 @@ def newest_server() -> "AgentServer | None":
 
 # %% ../nbs/120_server.ipynb #e41cfc22
 def parse_server_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return `host`, `port`, `workers` and `reload` from a command line.
+    """Return `host`, `port`, `workers`, `reload` and `debug` from a command line.
 
     argv: the arguments, by default the process's own; none in a notebook.
     """
@@ -311,6 +311,7 @@ def parse_server_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--reload", action="store_true", help="restart when notebooks or code change"
     )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     if argv is None:
         argv = [] if _in_notebook() else sys.argv[1:]
     return parser.parse_args(argv)
