@@ -28,7 +28,8 @@ from .context import RequestContext
 from .events import DONE
 from .page import add_page, is_local
 from .protocol import TASKS, Request, RequestError, dump_json, parse_json
-from .runs import AgentService, Run, RunFailed
+from .run_log import encode_line
+from .runs import AgentService, AnyRun, RunFailed
 
 # %% ../nbs/110_routes.ipynb #6f447b96
 async def _read_body(receive: Receive, limit: int) -> bytes:
@@ -138,6 +139,7 @@ class SseSink:
 
     def __init__(self, send: Send, encode: Callable[[dict], bytes], headers: Headers) -> None:
         self.opened = False
+        self.sent = 0
         self._send = send
         self._encode = encode
         self._headers = headers
@@ -156,6 +158,12 @@ class SseSink:
             self._first = False
         else:
             await self._flush()
+
+    async def send_lines(self, lines: list[bytes]) -> None:
+        """Send events that are written as JSON already, at once."""
+        self.sent += len(lines)
+        self._frames.extend(map(encode_line, lines))
+        await self._flush()
 
     async def close(self, *last: bytes) -> None:
         """Send what is left and the frames in `last`, and end the stream."""
@@ -193,14 +201,14 @@ _WATCH_AFTER_SECONDS = 0.05
 
 
 @contextmanager
-def _cancelled_with_its_client(run: Run, receive: Receive) -> Iterator[None]:
+def _left_with_its_client(run: AnyRun, receive: Receive) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     watches: list[asyncio.Task[None]] = []
 
     async def watch() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        run.cancel()
+        run.leave()
 
     timer = loop.call_later(_WATCH_AFTER_SECONDS, lambda: watches.append(loop.create_task(watch())))
     try:
@@ -229,10 +237,10 @@ class AgentEndpoint:
         try:
             data = await read_json(headers, receive, self._service)
             context = RequestContext(request_id=request_id, headers=headers, task=self._face)
-            run = self._service.start_run(self._face, data, context)
+            run = await self._service.open_run(self._face, data, context)
             if run.trace.trace_id:
                 answer_headers.append((b"x-mlflow-trace-id", run.trace.trace_id.encode()))
-            with _cancelled_with_its_client(run, receive):
+            with _left_with_its_client(run, receive):
                 answer = self._stream if data.get("stream") else self._answer
                 await answer(run, send, answer_headers)
         except RequestError as error:
@@ -242,12 +250,12 @@ class AgentEndpoint:
         except ClientGone:
             return
 
-    async def _answer(self, run: Run, send: Send, headers: Headers) -> None:
+    async def _answer(self, run: AnyRun, send: Send, headers: Headers) -> None:
         body = await run.answer()
         if not run.cancelled:
             await _send_json(send, 200, body, headers)
 
-    async def _stream(self, run: Run, send: Send, headers: Headers) -> None:
+    async def _stream(self, run: AnyRun, send: Send, headers: Headers) -> None:
         sink = SseSink(send, run.assembler.encode, headers)
         try:
             await run.stream(sink)
@@ -256,7 +264,7 @@ class AgentEndpoint:
         finally:
             sink.abandon()
 
-    def _trace_frames(self, run: Run) -> list[bytes]:
+    def _trace_frames(self, run: AnyRun) -> list[bytes]:
         wanted = run.context.headers.get("x-mlflow-return-trace-id", "").lower() == "true"
         if not (wanted and self._tells_trace and run.trace.trace_id):
             return []
@@ -277,10 +285,10 @@ def _info(service: AgentService) -> dict[str, Any]:
         "use_case": "agent",
         "agent_api": service.task.rpartition("/")[2],
         "features": {
-            "store": False,
-            "background": False,
+            "store": service.state is not None,
+            "background": service.state is not None,
             "feedback": service.settings.mlflow.tracing,
-            "conversations": False,
+            "conversations": service.state is not None,
         },
     }
 

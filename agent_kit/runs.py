@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['default_registry', 'invoke', 'stream', 'failure_listener', 'Handler', 'Registry', 'Failure', 'explain_failure',
-           'Sink', 'RunFailed', 'Run', 'AgentService']
+           'Sink', 'RunFailed', 'Run', 'AnyRun', 'StateKeeper', 'AgentService']
 
 # %% ../nbs/100_runs.ipynb #ed1e0c78
 import asyncio
@@ -26,8 +26,15 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 from .context import RequestContext, redact, use_context
+from .events import ResponseAssembler
 from .model_interface import ModelError
-from .protocol import Request, RequestError, parse_request, refuse_state
+from agent_kit.protocol import (
+    Request,
+    RequestError,
+    ResponsesRequest,
+    parse_request,
+    refuse_state,
+)
 from .settings import Settings
 from .tracing import RequestTrace, Status, start_trace
 from .translation import Assembler, make_assembler
@@ -96,11 +103,13 @@ async def _read_in_thread(pieces: Iterable[object], threads: Executor) -> AsyncG
 class Handler:
     """An agent's function and how to call it.
 
+    resumable: it may be run again for a request whose first run died with its process.
     Raises `TypeError` where the function does not take exactly one parameter.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], *, resumable: bool = False) -> None:
         self.function = function
+        self.resumable = resumable
         self.name: str = getattr(function, "__name__", type(function).__name__)
         self._wanted = _wanted_type(function)
         self._is_async = inspect.iscoroutinefunction(function)
@@ -155,27 +164,41 @@ class Registry:
     def __bool__(self) -> bool:
         return bool(self.invoke_handler or self.stream_handler)
 
-    def invoke(self) -> Callable[[_Function], _Function]:
-        """Return a decorator that registers a function which returns its whole answer."""
+    @property
+    def resumable(self) -> bool:
+        """Whether a run that died with its process may be run again."""
+        handler = self.stream_handler or self.invoke_handler
+        return handler is not None and handler.resumable
+
+    def invoke(self, *, resumable: bool = False) -> Callable[[_Function], _Function]:
+        """Return a decorator that registers a function which returns its whole answer.
+
+        resumable: a background run that dies with its worker is run again in another one.
+        """
 
         def register(function: _Function) -> _Function:
-            self.invoke_handler = Handler(_checked(function, "invoke"))
+            checked = _checked(function, "invoke")
+            self.invoke_handler = Handler(checked, resumable=resumable)
             self.version += 1
             return function
 
         return register
 
-    def stream(self) -> Callable[[_Function], _Function]:
-        """Return a decorator that registers a function which yields its answer in pieces."""
+    def stream(self, *, resumable: bool = False) -> Callable[[_Function], _Function]:
+        """Return a decorator that registers a function which yields its answer in pieces.
+
+        resumable: a background run that dies with its worker is run again in another one.
+        """
 
         def register(function: _Function) -> _Function:
-            self.stream_handler = Handler(_checked(function, "stream"))
+            checked = _checked(function, "stream")
+            self.stream_handler = Handler(checked, resumable=resumable)
             self.version += 1
             return function
 
         return register
 
-
+# %% ../nbs/100_runs.ipynb #a1c0ffe4
 def _checked(function: _Function, decorator: str) -> _Function:
     yields = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
     if decorator == "invoke" and yields:
@@ -252,10 +275,10 @@ class RunFailed(Exception):
 # %% ../nbs/100_runs.ipynb #90294ccf
 @dataclass
 class Run:
-    """One run of an agent for one request.
+    """One run of an agent for one request; drive it once, by `answer` or by `stream`.
 
-    Drive it once, by `answer` or by `stream`. Raises `RunFailed` where it fails before the caller
-    was sent anything; a later failure becomes the last events of the stream.
+    Raises `RunFailed` where it fails before the caller was sent anything; a later failure becomes
+    the last events of the stream.
     """
 
     registry: Registry
@@ -282,6 +305,8 @@ class Run:
         if self._task:
             self._task.cancel()
 
+    leave = cancel  # nobody but the caller can ask for this answer
+
     async def _drive(self, sink: Sink | None) -> None:
         self._task = asyncio.current_task()
         with use_context(self.context), self.trace.activate():
@@ -297,9 +322,10 @@ class Run:
                 self._task = None
 
     async def _produce(self, sink: Sink | None) -> None:
+        if self.cancelled:
+            raise asyncio.CancelledError
         wanted = (self.registry.invoke_handler, self.registry.stream_handler)
-        first, second = reversed(wanted) if sink else wanted
-        handler = first or second
+        handler = next(filter(None, reversed(wanted) if sink else wanted), None)
         if handler is None:
             raise RuntimeError("no function is registered with @invoke() or @stream()")
         await _write(sink, self.assembler.start())
@@ -319,17 +345,16 @@ class Run:
 
     async def _end_cancelled(self, sink: Sink | None) -> None:
         if self.cancelled:
-            self.assembler.cancel()
-            self._finish_trace("CANCELLED")
             if self._task:
                 self._task.uncancel()
-            return
-        message = "The server stopped before the answer was complete."
-        events = self.assembler.fail(message)
-        self._finish_trace("CANCELLED", message)
+            events = self.assembler.cancel()
+            self._finish_trace("CANCELLED")
+            return await _write(sink if sink and sink.opened else None, events)
+        events = self.assembler.fail(_STOPPED)
+        self._finish_trace("CANCELLED", _STOPPED)
         if sink and sink.opened:
             await sink.write(events)
-        raise asyncio.CancelledError(message)
+        raise asyncio.CancelledError(_STOPPED)
 
     async def _end_failed(self, error: Exception, sink: Sink | None) -> None:
         failure = explain_failure(error, self.context.request_id)
@@ -350,9 +375,58 @@ class Run:
         self.trace.finish(outputs=body, usage=body.get("usage"), status=status, error=error)
 
 # %% ../nbs/100_runs.ipynb #ca723f65
+_STOPPED = "The server stopped before the answer was complete."
+
+
 async def _write(sink: Sink | None, events: list[dict[str, Any]]) -> None:
     if sink is not None and events:
         await sink.write(events)
+
+# %% ../nbs/100_runs.ipynb #a1c0ffe2
+class AnyRun(Protocol):
+    """What a route drives: a run, or one that is stored."""
+
+    @property
+    def assembler(self) -> Assembler:
+        """What completes the answer."""
+        ...
+
+    @property
+    def context(self) -> RequestContext:
+        """Who asks."""
+        ...
+
+    @property
+    def trace(self) -> RequestTrace:
+        """The trace of the run."""
+        ...
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the caller is sent nothing more."""
+        ...
+
+    async def answer(self) -> dict[str, Any]:
+        """Run the agent to its end and return the body of its answer."""
+        ...
+
+    async def stream(self, sink: Any) -> None:
+        """Write the events of the answer to `sink` as they come."""
+        ...
+
+    def leave(self) -> None:
+        """Note that the caller is gone."""
+        ...
+
+# %% ../nbs/100_runs.ipynb #a1c0ffe3
+class StateKeeper(Protocol):
+    """What stores responses and opens the runs that are stored."""
+
+    async def open_run(
+        self, face: str, request: ResponsesRequest, context: RequestContext
+    ) -> AnyRun:
+        """Return a run for a request, with the context that it continues."""
+        ...
 
 # %% ../nbs/100_runs.ipynb #c5718dfa
 class AgentService:
@@ -367,6 +441,7 @@ class AgentService:
         self.task = task
         self.settings = settings
         self.find_registry = find_registry
+        self.state: StateKeeper | None = None
         self._threads: ThreadPoolExecutor | None = None
 
     @property
@@ -388,19 +463,35 @@ class AgentService:
         if threads:
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def start_run(self, face: str, data: dict[str, Any], context: RequestContext) -> Run:
+    async def open_run(self, face: str, data: dict[str, Any], context: RequestContext) -> "AnyRun":
         """Return a run, ready to be driven, of the agent for a request.
 
         face: the task type in which the caller asks; data: the JSON body of the request.
         Raises `RequestError` where the request is not valid.
         """
         request = parse_request(face, data)
+        context.body = data
+        if self.state and isinstance(request, ResponsesRequest):
+            return await self.state.open_run(face, request, context)
         refuse_state(request)
+        return self.prepare_run(face, request, context)
+
+    def prepare_run(
+        self,
+        face: str,
+        request: Request,
+        context: RequestContext,
+        begun: ResponseAssembler | None = None,
+    ) -> Run:
+        """Return a run of the agent for a request that is checked and complete.
+
+        begun: what has a part of the answer already, where a run is repeated.
+        """
         _note_speaker(context, request)
         trace = start_trace(
-            "agent", inputs=data, context=context, settings=self.settings, task=self.task
+            "agent", inputs=context.body, context=context, settings=self.settings, task=self.task
         )
-        received, assembler = make_assembler(face, self.task, request, trace.trace_id)
+        received, assembler = make_assembler(face, self.task, request, trace.trace_id, begun)
         registry = self.find_registry()
         return Run(registry, received, assembler, context, trace, self.threads)
 

@@ -237,7 +237,7 @@ class MlflowSettings(Section):
         default=256_000_000, ge=1_000_000, description="how much may wait before traces are dropped"
     )
 
-
+# %% ../nbs/005_sections.ipynb #5c0e57a7
 class StoreSettings(Section):
     "`[store]`: where responses and conversations are kept, and for how long."
 
@@ -248,6 +248,12 @@ class StoreSettings(Section):
         description="the database",
     )
     days: float = Field(default=30, gt=0, description="days until a response is forgotten")
+    max_bytes: int = Field(
+        default=10_000_000_000, ge=0, description="the largest size of the database; 0: no limit"
+    )
+    lease_seconds: float = Field(
+        default=10, ge=0.5, description="silence after which a worker is taken for dead"
+    )
 
 # %% ../nbs/005_sections.ipynb #5b514dfc
 class EvaluateSettings(Section):

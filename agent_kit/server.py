@@ -29,6 +29,8 @@ from .runs import AgentService, Registry, default_registry
 from .runs import invoke as invoke
 from .runs import stream as stream
 from .settings import Settings, get_settings
+from .state import open_state
+from .state_routes import add_state_routes
 from .tracing import close_tracing
 
 if TYPE_CHECKING:
@@ -56,7 +58,10 @@ class AgentApp:
         self.invoke = self.registry.invoke
         self.stream = self.registry.stream
         self.service = AgentService(task, settings, lambda: self.registry or default_registry)
+        self.state = open_state(self.service)
         self.app: FastAPI = create_app(self.service, lifespan=self._lifespan)
+        if self.state:
+            add_state_routes(self.app, self.state)
         add_feedback_routes(self.app, self.service)
         self.app.state.agent_server = self
         self._lives = 0
@@ -74,6 +79,8 @@ class AgentApp:
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         async with self.life(app):
+            if self.state:
+                self.state.serve()
             yield
         await asyncio.to_thread(close_tracing, _TRACES_SECONDS)
 
@@ -86,6 +93,8 @@ class AgentApp:
             yield
         finally:
             self._lives -= 1
+            if self.state:
+                await self.state.leave(last=not self._lives)
             if not self._lives:
                 self.service.close()
 

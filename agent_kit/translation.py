@@ -107,9 +107,8 @@ def _hub_request(request: Request, face: str) -> ResponsesRequest:
 
 
 def _answer_as_response(
-    request: ResponsesRequest, agent: str, told: ResponsesRequest
+    request: ResponsesRequest, agent: str, outer: ResponseAssembler
 ) -> tuple[Request, Assembler]:
-    outer = ResponseAssembler(told)
     if agent == "agent/v1/chat":
         chat = responses_to_chat(request)
         inner = ChatAssembler(chat)
@@ -122,19 +121,25 @@ def _answer_as_response(
 
 # %% ../nbs/036_translation.ipynb #0d6e8f15
 def make_assembler(
-    face: str, agent: str, request: Request, trace_id: str = ""
+    face: str,
+    agent: str,
+    request: Request,
+    trace_id: str = "",
+    begun: ResponseAssembler | None = None,
 ) -> tuple[Request, Assembler]:
     """Return the request as the agent takes it, and what completes its answer for the caller.
 
     face: the task type that the caller speaks; agent: that of the agent; trace_id: told in the
-    metadata of a Response. Raises RequestError for what cannot be said in the agent's form.
+    metadata of a Response; begun: what has a part of the Response already. Raises RequestError for
+    what cannot be said in the agent's form.
     """
     if face == agent and isinstance(request, ChatRequest):
         return request, ChatAssembler(request)
     if face == agent and isinstance(request, ChatAgentRequest):
         return request, ChatAgentAssembler(request)
     asked = _hub_request(request, face)
-    received, response = _answer_as_response(asked, agent, _with_trace(asked, trace_id))
+    outer = begun or ResponseAssembler(_with_trace(asked, trace_id))
+    received, response = _answer_as_response(asked, agent, outer)
     if isinstance(request, ChatRequest):
         tools = [flat_tool(tool)["name"] for tool in request.tools]
         return received, _Translated(response, ResponseReader(tools), ChatAssembler(request))

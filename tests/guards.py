@@ -23,7 +23,8 @@ LASTING_PROCESSES = ("multiprocessing.resource_tracker", "multiprocessing.forkse
 # What a browser starts for its pages, and keeps a while; it ends with the browser.
 LASTING_PROCESSES += ("--type=",)
 # Idle workers of an event loop that serves several tests; they end with it.
-LASTING_THREADS = ("AnyIO worker thread",)
+# (those of the store: tests/test_state.py sees to it that they do end)
+LASTING_THREADS = ("AnyIO worker thread", "store-")
 # With these asyncio itself closes generators that their reader has dropped.
 CLOSING_TASKS = "async_generator_athrow"
 PATIENCE = 5.0
