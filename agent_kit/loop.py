@@ -8,7 +8,7 @@ __all__ = ['run_agent']
 # %% ../nbs/078_loop.ipynb #57cf94b8
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +27,7 @@ from agent_kit.model_interface import (
 from .output import new_id
 from .protocol import ResponsesRequest
 from .spans import Span, enter, leave, span, start_span
-from .tools import Tool, ToolResult, as_tools
+from .tools import GivenTool, Tool, ToolResult, open_tools
 
 # %% ../nbs/078_loop.ipynb #2078cda8
 _PARAMETERS = (
@@ -335,28 +335,8 @@ def _check_limits(max_turns: int, timeout_seconds: float) -> None:
             f"got {max_turns!r} and {timeout_seconds!r}"
         )
 
-# %% ../nbs/078_loop.ipynb #2de017cb
-async def run_agent(
-    request: ResponsesRequest,
-    *,
-    model: Model,
-    tools: Iterable[Tool | Callable[..., Any]] = (),
-    instructions: str | None = None,
-    max_turns: int = 10,
-    timeout_seconds: float = 600,
-) -> AsyncGenerator[Event, None]:
-    """Answer a request with a model and tools, as a stream of events of the Responses API.
-
-    tools: tools or functions that the model may call, beside the caller's own; instructions: what
-    the model is told before the caller's instructions; max_turns: how often the model is asked;
-    timeout_seconds: how long the whole answer may take. Closing the generator stops the model and
-    the tools. Raises `ModelError` where the model fails or the time is up.
-    """
-    _check_limits(max_turns, timeout_seconds)
-    deadline = asyncio.get_running_loop().time() + timeout_seconds
-    progress = _Progress(
-        request, model, instructions, as_tools(tools), max_turns, deadline, timeout_seconds
-    )
+# %% ../nbs/078_loop.ipynb #e683e86b
+async def _run_turns(progress: _Progress) -> AsyncGenerator[Event, None]:
     while True:
         turn = _Turn(progress)
         async with aclosing(turn.events()) as events:
@@ -376,3 +356,29 @@ async def run_agent(
             break
     for event in _stopped(progress):
         yield event
+
+# %% ../nbs/078_loop.ipynb #2de017cb
+async def run_agent(
+    request: ResponsesRequest,
+    *,
+    model: Model,
+    tools: Iterable[GivenTool] = (),
+    instructions: str | None = None,
+    max_turns: int = 10,
+    timeout_seconds: float = 600,
+) -> AsyncGenerator[Event, None]:
+    """Answer a request with a model and tools, as a stream of events of the Responses API.
+
+    tools: tools, functions or sources of tools such as an MCP server, beside the caller's own;
+    instructions: what the model is told before the caller's instructions; max_turns: how often the
+    model is asked; timeout_seconds: how long the whole answer may take. Closing the generator
+    stops the model and the tools. Raises `ModelError` where the model fails or the time is up.
+    """
+    _check_limits(max_turns, timeout_seconds)
+    deadline = asyncio.get_running_loop().time() + timeout_seconds
+    async with open_tools(tools) as (own, missing):
+        told = "\n\n".join(filter(None, (instructions, *missing)))
+        progress = _Progress(request, model, told, own, max_turns, deadline, timeout_seconds)
+        async with aclosing(_run_turns(progress)) as events:
+            async for event in events:
+                yield event
