@@ -2208,6 +2208,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'agent_kit.wire.RequestError.__init__': ('wire.html#requesterror.__init__', 'agent_kit/wire.py'),
                                 'agent_kit.wire.RequestError.body': ('wire.html#requesterror.body', 'agent_kit/wire.py'),
                                 'agent_kit.wire._check_depth': ('wire.html#_check_depth', 'agent_kit/wire.py'),
+                                'agent_kit.wire._check_keys': ('wire.html#_check_keys', 'agent_kit/wire.py'),
+                                'agent_kit.wire._count_keys': ('wire.html#_count_keys', 'agent_kit/wire.py'),
                                 'agent_kit.wire._plain': ('wire.html#_plain', 'agent_kit/wire.py'),
                                 'agent_kit.wire._repaired': ('wire.html#_repaired', 'agent_kit/wire.py'),
                                 'agent_kit.wire.clean_text': ('wire.html#clean_text', 'agent_kit/wire.py'),

@@ -159,7 +159,8 @@ def check_choice_among(choice: str | dict[str, Any], tools: list[dict[str, Any]]
         return
     wanted = choice["tools"] if choice["type"] == "allowed_tools" else [choice]
     for one in wanted:
-        if not any(_same_tool(check_object(one, "tool_choice.tools"), tool) for tool in tools):
+        check_object(one, "tool_choice.tools")
+        if not any(_same_tool(one, tool) for tool in tools):
             label = one.get("name") or one.get("server_label") or one.get("type")
             raise RequestError(
                 f"Tool choice '{label}' not found in 'tools' parameter.",

@@ -6,6 +6,8 @@
 __all__ = ['MAX_DEPTH', 'error_body', 'RequestError', 'json_type', 'parse_json', 'clean_text', 'dump_json']
 
 # %% ../nbs/015_wire.ipynb #a333d9fe
+import json
+import re
 from typing import Any
 
 import orjson
@@ -71,6 +73,35 @@ def _check_depth(body: bytes, value: object) -> None:
         code="invalid_json",
     )
 
+# %% ../nbs/015_wire.ipynb #c66e971d
+_KEY_END = re.compile(rb'"\s*:')
+
+
+def _count_keys(value: dict[str, Any]) -> int:
+    count, nodes = 0, [value]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, dict):
+            count += len(node)
+            node = node.values()
+        nodes += [child for child in node if isinstance(child, dict | list)]
+    return count
+
+
+def _check_keys(body: bytes) -> None:
+    def once(pairs: list[tuple[str, Any]]) -> None:
+        seen = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise RequestError(
+                    f"Invalid '{name:.80}': an object has this key twice.",
+                    param=name[:80],
+                    code="duplicate_key",
+                )
+            seen.add(name)
+
+    json.loads(body, object_pairs_hook=once, parse_int=len, parse_float=len)
+
 # %% ../nbs/015_wire.ipynb #b3cf9312
 _JSON_TYPES = {
     type(None): "null",
@@ -92,7 +123,8 @@ def parse_json(body: bytes) -> dict[str, Any]:
     """Read the body of a request, which must be one JSON object.
 
     Raises RequestError (400) for anything else: invalid UTF-8, invalid JSON (`NaN` and lone
-    surrogates included), more than `MAX_DEPTH` levels of nesting, another type than an object.
+    surrogates included), more than `MAX_DEPTH` levels of nesting, another type than an object, an
+    object that has a key twice.
     """
     try:
         value = orjson.loads(body)
@@ -108,6 +140,8 @@ def parse_json(body: bytes) -> dict[str, Any]:
             code="invalid_type",
         )
     _check_depth(body, value)
+    if len(_KEY_END.findall(body)) > _count_keys(value):
+        _check_keys(body)
     return value
 
 # %% ../nbs/015_wire.ipynb #504fa76f
