@@ -204,7 +204,8 @@ def test_a_server_can_be_loaded_by_app_and_by_server(tmp_path, monkeypatch):
 
 def test_arguments_are_read_from_a_command_line():
     arguments = parse_server_args(["--host", "0.0.0.0", "--port", "9", "--workers", "3"])
-    assert vars(arguments) == {"host": "0.0.0.0", "port": 9, "workers": 3, "reload": False}
+    switches = {"reload": False, "debug": False}
+    assert vars(arguments) == {"host": "0.0.0.0", "port": 9, "workers": 3, **switches}
 
 
 def test_run_inside_an_event_loop_says_what_to_use_instead():
