@@ -471,8 +471,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'agent_kit.conversion._thoughts': ('conversion.html#_thoughts', 'agent_kit/conversion.py'),
                                       'agent_kit.conversion._to_content': ('conversion.html#_to_content', 'agent_kit/conversion.py'),
                                       'agent_kit.conversion._to_part': ('conversion.html#_to_part', 'agent_kit/conversion.py'),
-                                      'agent_kit.conversion.agent_to_responses': ( 'conversion.html#agent_to_responses',
-                                                                                   'agent_kit/conversion.py'),
                                       'agent_kit.conversion.chat_to_responses': ( 'conversion.html#chat_to_responses',
                                                                                   'agent_kit/conversion.py'),
                                       'agent_kit.conversion.responses_to_agent': ( 'conversion.html#responses_to_agent',

@@ -137,8 +137,16 @@ def _check_item(item: Any, path: str) -> None:
     if type(kind) is not str or kind not in ITEM_FIELDS:
         raise wrong_value(f"{path}.type", kind, ITEM_FIELDS)
     check_fields(item, ITEM_FIELDS[kind], path)
-    if type(item.get("output")) is list and kind == "function_call_output":
-        _check_parts(item["output"], PART_FIELDS, f"{path}.output")
+    for name in _PART_LISTS.get(kind, ()):
+        if item.get(name) is not None and type(item[name]) is not str:
+            _check_parts(check_list(item[name], f"{path}.{name}"), PART_FIELDS, f"{path}.{name}")
+
+
+_PART_LISTS = {
+    "reasoning": ("summary", "content"),
+    "function_call_output": ("output",),
+    "custom_tool_call_output": ("output",),
+}
 
 # %% ../nbs/018_items.ipynb #20810d9e
 def check_input(value: object) -> list[dict[str, Any]]:

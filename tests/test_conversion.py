@@ -1,5 +1,7 @@
 """A request in another protocol: what both can say stays the same, the rest is a clear 400."""
 
+import copy
+import functools
 from typing import Any
 
 import pytest
@@ -7,18 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_kit.conversion import (
-    agent_to_responses,
     chat_to_responses,
     responses_to_agent,
     responses_to_chat,
 )
 from agent_kit.protocol import (
-    ChatAgentRequest,
+    TASKS,
     ChatRequest,
     RequestError,
     ResponsesRequest,
     parse_request,
 )
+from agent_kit.translation import make_assembler
 
 USER = {"role": "user", "content": "Hi"}
 SEARCH = {"type": "function", "function": {"name": "search", "parameters": {"type": "object"}}}
@@ -35,12 +37,6 @@ def chat(**fields: Any) -> ChatRequest:
 def responses(**fields: Any) -> ResponsesRequest:
     request = parse_request("agent/v1/responses", {"input": "Hi", **fields})
     assert isinstance(request, ResponsesRequest)
-    return request
-
-
-def agent(**fields: Any) -> ChatAgentRequest:
-    request = parse_request("agent/v2/chat", {"messages": [USER], **fields})
-    assert isinstance(request, ChatAgentRequest)
     return request
 
 
@@ -194,11 +190,11 @@ def test_what_tunes_a_model_reaches_a_chat_agent_as_a_field_more():
     assert told["context"] == {"user_id": "ada"}
 
 
-def test_the_context_of_a_chat_agent_is_kept():
+def test_the_context_of_a_request_reaches_a_chat_agent():
     context = {"conversation_id": "c1", "user_id": "eve"}
-    converted = agent_to_responses(agent(context=context, custom_inputs={"a": 1}))
-    assert responses_to_agent(converted).payload()["context"] == context
-    assert converted.custom_inputs == {"a": 1}
+    told = responses_to_agent(responses(context=context, custom_inputs={"a": 1}, user="ada"))
+    assert told.payload()["context"] == context
+    assert told.custom_inputs == {"a": 1}
 
 
 # Messages and items ----------------------------------------------------------------------------
@@ -357,3 +353,63 @@ def _flat(messages: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
             flat.append((message["role"], message["content"], message.get("tool_call_id")))
         flat += [("call", call["id"]) for call in message.get("tool_calls", ())]
     return flat
+
+
+# Whatever a body says, it is converted or refused -----------------------------------------------
+
+CHAT_BODY = {
+    "messages": HISTORY,
+    "tools": [SEARCH, SQL],
+    "tool_choice": {"type": "function", "function": {"name": "search"}},
+    "response_format": FORMAT,
+    "context": {"user_id": "ada"},
+    "stop": ["x"],
+    "logit_bias": {"7": 1.0},
+}
+BODIES = {
+    "agent/v1/chat": CHAT_BODY,
+    "agent/v1/responses": chat_to_responses(chat(**CHAT_BODY)).payload(),
+    "agent/v2/chat": {
+        "messages": [
+            USER,
+            {"role": "assistant", "content": "", "tool_calls": TWO_CALLS["tool_calls"][:1]},
+            {"role": "tool", "name": "search", "tool_call_id": "c1", "content": "found"},
+        ],
+        "context": {"user_id": "ada"},
+    },
+}
+WRONG: list[Any] = [None, True, 7, 0.5, "", "x", [], {}, [7], ["x"], [None], [{}], {"type": []}]
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    here = [(*path, name) for name, _ in inner]
+    for place in list(here):
+        child = value[place[-1]]
+        if isinstance(child, dict | list):
+            here += _places(child, place)
+    return here
+
+
+@pytest.mark.parametrize("agent", TASKS)
+@pytest.mark.parametrize("face", BODIES)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_body_with_a_wrong_value_anywhere_is_converted_or_refused(face, agent, data):
+    body = copy.deepcopy(BODIES[face])
+    *way, last = data.draw(st.sampled_from(_places(body)))
+    place = functools.reduce(lambda node, step: node[step], way, body)
+    place[last] = copy.deepcopy(data.draw(st.sampled_from(WRONG)))
+    refused = None
+    try:
+        request, assembler = make_assembler(face, agent, parse_request(face, body))
+    except RequestError as error:
+        refused = error
+    if refused:
+        assert 400 <= refused.status < 500
+        assert refused.param
+        return
+    assert parse_request(agent, request.payload()) == request
+    assembler.add("Hello")
+    assembler.finish()
+    assert "Hello" in str(assembler.body)

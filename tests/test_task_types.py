@@ -12,13 +12,14 @@ import httpx2
 import pytest
 from mlflow.types.agent import ChatAgentChunk, ChatAgentMessage, ChatAgentRequest, ChatAgentResponse
 from mlflow.types.chat import ChatCompletionChunk, ChatCompletionResponse
-from openai import OpenAI
+from model_stand_in import ModelStandIn, Turn
+from openai import AsyncOpenAI, OpenAI
 from openai.types.chat import ChatCompletion
 from openai.types.chat import ChatCompletionChunk as OpenAIChunk
 from openai.types.responses import Response
 
 from agent_kit import server as default_face
-from agent_kit.protocol import TASKS
+from agent_kit.protocol import TASKS, ChatRequest
 from agent_kit.runs import Registry
 from agent_kit.server import AgentServer, create_server
 
@@ -473,3 +474,62 @@ def test_servers_of_all_types_live_in_one_process():
         return said
 
     assert asyncio.run(ask()) == [f"I speak {task}" for task in TASKS]
+
+
+# A model's own answer, passed on ---------------------------------------------------------------
+
+
+@pytest.fixture
+def passing_on() -> Iterator[tuple[str, ModelStandIn]]:
+    """The URL of an agent that passes on what a model service answers, and the service."""
+    server = create_server(CHAT)
+    turn = Turn("Let me see.", reasoning="Hm.", calls=[("get_weather", {"city": "Paris"})])
+
+    @server.stream()
+    async def answer(request: ChatRequest):
+        async with AsyncOpenAI(base_url=service.url, api_key="any", max_retries=0) as model:
+            asked = {**request.payload(), "model": "m", "stream": True}
+            async for chunk in await model.chat.completions.create(**asked):
+                yield chunk
+
+    @server.invoke()
+    async def answer_at_once(request: ChatRequest):
+        async with AsyncOpenAI(base_url=service.url, api_key="any", max_retries=0) as model:
+            return await model.chat.completions.create(**{**request.payload(), "model": "m"})
+
+    with ModelStandIn([turn] * 4) as service, server.serve() as url:
+        yield url, service
+
+
+def test_what_a_model_answers_can_be_passed_on_as_it_is(passing_on):
+    url, service = passing_on
+    tool = {"type": "function", "name": "get_weather", "parameters": {"type": "object"}}
+    chat_tool = {"type": "function", "function": {"name": "get_weather", "parameters": {}}}
+    plain = post(url, **MESSAGES, tools=[chat_tool]).json()["choices"][0]
+    with OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
+        with client.chat.completions.stream(
+            model="agent", messages=MESSAGES["messages"], tools=[chat_tool]
+        ) as stream:
+            for _ in stream:
+                pass
+            streamed = stream.get_final_completion().choices[0].to_dict()
+        responses = [client.responses.create(model="agent", input="Hi", tools=[tool])]
+        with client.responses.stream(model="agent", input="Hi", tools=[tool]) as events:
+            responses.append(events.get_final_response())
+    for choice in (plain, streamed):
+        assert choice["finish_reason"] == "tool_calls"
+        assert choice["message"]["content"] == "Let me see."
+        assert choice["message"]["reasoning_content"] == "Hm."
+        (call,) = choice["message"]["tool_calls"]
+        assert json.loads(call["function"]["arguments"]) == {"city": "Paris"}
+    for response in responses:
+        assert [item.type for item in response.output] == ["reasoning", "message", "function_call"]
+        assert response.output_text == "Let me see."
+        assert json.loads(response.output[-1].arguments) == {"city": "Paris"}
+        assert response.usage.total_tokens == 15
+    assert [bool(received.body.get("stream")) for received in service.requests] == [
+        False,
+        True,
+        False,
+        True,
+    ]
