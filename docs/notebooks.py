@@ -36,7 +36,8 @@ def to_markdown(notebook: Path, link: str) -> str:
 
 def readme() -> str:
     """What README.md has to be."""
-    return to_markdown(PROJECT / "nbs/index.ipynb", "nbs/{}.ipynb")
+    text = to_markdown(PROJECT / "nbs/index.ipynb", "nbs/{}.ipynb")
+    return text.replace('src="images/', 'src="nbs/images/').replace("](images/", "](nbs/images/")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

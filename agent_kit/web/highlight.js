@@ -7,7 +7,9 @@ const STRING = String.raw`"(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])*'?`;
 /** How comments and strings look, and which words are keywords. */
 const LANGUAGES = {
   python: {
-    pattern: String.raw`(?<comment>#.*)|(?<string>"""[^]*?(?:"""|$)|'''[^]*?(?:'''|$)|${STRING})`,
+    pattern:
+      String.raw`(?<comment>#.*)|(?<string>(?:\b[fFrRbBuU]{1,2})?` +
+      String.raw`(?:"""[^]*?(?:"""|$)|'''[^]*?(?:'''|$)|${STRING}))`,
     words:
       "False None True and as assert async await break case class continue def del elif else " +
       "except finally for from global if import in is lambda match nonlocal not or pass raise " +
