@@ -850,6 +850,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'agent_kit.loop._run_call': ('loop.html#_run_call', 'agent_kit/loop.py'),
                                 'agent_kit.loop._run_calls': ('loop.html#_run_calls', 'agent_kit/loop.py'),
                                 'agent_kit.loop._run_turns': ('loop.html#_run_turns', 'agent_kit/loop.py'),
+                                'agent_kit.loop._sent_back': ('loop.html#_sent_back', 'agent_kit/loop.py'),
                                 'agent_kit.loop._shown': ('loop.html#_shown', 'agent_kit/loop.py'),
                                 'agent_kit.loop._sorted_calls': ('loop.html#_sorted_calls', 'agent_kit/loop.py'),
                                 'agent_kit.loop._stopped': ('loop.html#_stopped', 'agent_kit/loop.py'),

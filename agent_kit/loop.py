@@ -13,6 +13,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
+
 from .events import ResponseAssembler
 from agent_kit.model_interface import (
     FINAL_EVENTS,
@@ -335,6 +337,16 @@ def _check_limits(max_turns: int, timeout_seconds: float) -> None:
             f"got {max_turns!r} and {timeout_seconds!r}"
         )
 
+# %% ../nbs/078_loop.ipynb #1b31955a
+def _sent_back(item: dict[str, Any]) -> dict[str, Any]:
+    if item["type"] != "function_call":
+        return item
+    try:
+        readable = isinstance(orjson.loads(item["arguments"]), dict)
+    except orjson.JSONDecodeError:
+        readable = False
+    return item if readable else {**item, "arguments": "{}"}
+
 # %% ../nbs/078_loop.ipynb #e683e86b
 async def _run_turns(progress: _Progress) -> AsyncGenerator[Event, None]:
     while True:
@@ -345,7 +357,7 @@ async def _run_turns(progress: _Progress) -> AsyncGenerator[Event, None]:
         calls, others = _sorted_calls(turn.items, progress.callers_names)
         if turn.incomplete or not calls:
             return
-        progress.items += turn.items
+        progress.items += map(_sent_back, turn.items)
         async with aclosing(_run_calls(calls, progress)) as outputs:
             async for output in outputs:
                 progress.items.append(output)

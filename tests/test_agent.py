@@ -203,7 +203,8 @@ def test_a_refusal_of_the_service_is_an_error_in_the_one_form(served: Served):
     answer = served.post("/v1/responses", **QUESTION)
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "context_length_exceeded"
-    served.service.answers = [Turn(calls=[PYTHON]), Refusal(400, "broken")]
+    slow = ("python_exec", {"code": "import time; time.sleep(0.5)"})
+    served.service.answers = [Turn(calls=[slow]), Refusal(400, "broken")]
     events = check_sse(served.post("/v1/responses", **QUESTION, stream=True).content)
     assert events[-1]["type"] == "response.failed"
 

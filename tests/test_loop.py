@@ -154,7 +154,10 @@ def test_an_unknown_tool_and_bad_arguments_are_told_to_the_model():
         ],
         "Sorry.",
     ]
-    outputs = [item.get("output") for item in ask(serve(ScriptedModel(turns)))["output"]]
+    model = ScriptedModel(turns)
+    outputs = [item.get("output") for item in ask(serve(model))["output"]]
+    sent = [item["arguments"] for item in model.requests[1].input if "arguments" in item]
+    assert sent[-1] == "{}"
     assert "There is no tool divide. Available are: add." in outputs
     assert "3" in outputs
     assert any("not valid JSON" in (output or "") for output in outputs)
@@ -182,7 +185,7 @@ def test_a_model_that_fails_fails_the_answer():
 
 def test_a_failed_response_of_the_model_is_a_failure():
     failed = {"type": "response.failed", "response": {"error": {"message": "Broke.", "code": "x"}}}
-    events = stream(serve(ScriptedModel([["Well, ", failed]])))
+    events = stream(serve(ScriptedModel([["Well, ", 0.5, failed]])))
     assert events[-1]["type"] == "response.failed"
     assert events[-1]["response"]["error"]["message"] == "Broke."
 
@@ -291,9 +294,9 @@ def test_a_slow_model_is_stopped_and_closed():
             finally:
                 closed.set()
 
-    events = stream(serve(SlowModel([]), timeout_seconds=0.05))
+    events = stream(serve(SlowModel([]), timeout_seconds=0.5))
     assert events[-1]["type"] == "response.failed"
-    assert "longer than 0.05 s" in events[-1]["response"]["error"]["message"]
+    assert "longer than 0.5 s" in events[-1]["response"]["error"]["message"]
     assert closed.is_set()
 
 
@@ -373,6 +376,33 @@ def test_reading_no_further_stops_the_model_and_the_tools():
 
     assert asyncio.run(run()) < 2
     assert sorted(stopped) == ["a", "b"]
+
+
+def test_a_plain_function_that_is_stuck_holds_up_nobody():
+    left = threading.Event()
+
+    def stick() -> None:
+        """Get stuck."""
+        left.wait(20)
+
+    async def run() -> float:
+        request = ResponsesRequest(input=[{"role": "user", "content": "Hello"}])
+        model = ScriptedModel([function_call("stick", {})])
+        events = run_agent(request, model=model, tools=[stick])
+        reader = asyncio.create_task(read(events))
+        await asyncio.sleep(0.05)
+        begun = time.monotonic()
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
+        waited = time.monotonic() - begun
+        left.set()
+        return waited
+
+    async def read(events: AsyncGenerator[dict[str, Any], None]) -> None:
+        async for _ in events:
+            pass
+
+    assert asyncio.run(run()) < 2
 
 
 # The caller's tools ---------------------------------------------------------------------------
