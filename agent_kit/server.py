@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
+from .conversation_routes import add_conversation_routes
 from .feedback_routes import add_feedback_routes
 from .protocol import TASKS
 from .reload import serve_with_reload
@@ -62,6 +63,7 @@ class AgentApp:
         self.app: FastAPI = create_app(self.service, lifespan=self._lifespan)
         if self.state:
             add_state_routes(self.app, self.state)
+            add_conversation_routes(self.app, self.state)
         add_feedback_routes(self.app, self.service)
         self.app.state.agent_server = self
         self._lives = 0
