@@ -1,0 +1,251 @@
+"""Several workers on one store, and what happens when they are killed."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+from stream_checker import check_stream
+
+AGENT = """
+    import asyncio, os
+    from agent_kit.context import current_context
+    from agent_kit.server import create_server
+
+    server = create_server()
+    app = server.app
+
+
+    @server.stream(resumable=os.environ.get("RESUMABLE") == "1")
+    async def answer(request):
+        said = request.input[-1]["content"]
+        yield f"worker {os.getpid()} attempt {current_context().attempt} items {len(request.input)}"
+        if said == "wait":
+            try:
+                await asyncio.sleep(60)
+            finally:
+                open(f"closed-{os.getpid()}", "w").close()
+        if said == "die once" and current_context().attempt == 1:
+            await asyncio.sleep(60)
+        if said.startswith("take "):
+            for _ in range(10):
+                await asyncio.sleep(float(said[5:]) / 10)
+                yield " more"
+        yield " end"
+
+
+    if __name__ == "__main__":
+        server.run("my_agent:app", port=int(os.environ["PORT"]), workers=int(os.environ["WORKERS"]))
+"""
+PATIENCE = 60
+LEASE = 1.5
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Cluster:
+    """A server with several workers in processes of their own."""
+
+    def __init__(self, folder: Path, workers: int = 1, **environ: str) -> None:
+        (folder / "my_agent.py").write_text(textwrap.dedent(AGENT))
+        self.folder = folder
+        self.url = ""
+        # Each request comes through a new connection, which any worker may take.
+        self.http = httpx2.Client(timeout=PATIENCE, headers={"connection": "close"})
+        self.environ = {
+            **os.environ,
+            "WORKERS": str(workers),
+            "AGENT_KIT_MLFLOW_TRACING": "false",
+            "AGENT_KIT_STORE_LEASE_SECONDS": str(LEASE),
+            **environ,
+        }
+
+    def __enter__(self) -> "Cluster":
+        self.start()
+        return self
+
+    def start(self) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        environ = self.environ | {"PORT": str(port)}
+        command = [sys.executable, "my_agent.py"]
+        self.process = subprocess.Popen(command, cwd=self.folder, env=environ)
+        wait_until(self._is_healthy)
+
+    def _is_healthy(self) -> bool:
+        assert self.process.poll() is None, "the server did not start"
+        try:
+            return self.http.get(f"{self.url}/health").status_code == 200
+        except httpx2.TransportError:
+            return False
+
+    def post(self, path: str = "", **body: Any) -> dict[str, Any]:
+        answer = self.http.post(f"{self.url}/v1/responses{path}", json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def get(self, response_id: str) -> dict[str, Any]:
+        answer = self.http.get(f"{self.url}/v1/responses/{response_id}")
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def events(self, response_id: str, after: int = -1) -> list[dict[str, Any]]:
+        url = f"{self.url}/v1/responses/{response_id}?stream=true&starting_after={after}"
+        text = self.http.get(url).text
+        return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+
+    def wait_for_end(self, response_id: str) -> dict[str, Any]:
+        wait_until(lambda: self.get(response_id)["status"] != "in_progress")
+        return self.get(response_id)
+
+    def first_words(self, response_id: str, attempt: int = 1) -> str:
+        """What the agent said first in an attempt, once it is stored."""
+        url = f"{self.url}/v1/responses/{response_id}?stream=true"
+        with self.http.stream("GET", url) as answer:
+            for line in answer.iter_lines():
+                if line.startswith("data: {") and f"attempt {attempt} " in line:
+                    return json.loads(line[6:])["delta"]
+        raise AssertionError("the agent said nothing")
+
+    def kill(self) -> None:
+        """Kill the server and all of its workers, as no handler can prevent."""
+        family = [*psutil.Process(self.process.pid).children(recursive=True)]
+        for process in (psutil.Process(self.process.pid), *family):
+            process.kill()
+        self.process.wait(PATIENCE)
+        psutil.wait_procs(family, timeout=PATIENCE)
+
+    def __exit__(self, *exc: object) -> None:
+        self.http.close()
+        if self.process.poll() is None:
+            family = psutil.Process(self.process.pid).children(recursive=True)
+            self.process.terminate()
+            try:
+                self.process.wait(PATIENCE)
+            finally:
+                psutil.wait_procs(family, timeout=PATIENCE)
+
+
+def wait_until(holds: Callable[[], bool], patience: float = PATIENCE) -> None:
+    deadline = time.monotonic() + patience
+    while not holds():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def text_of(response: dict[str, Any]) -> str:
+    return response["output"][-1]["content"][0]["text"]
+
+
+def worker_of(text: str) -> int:
+    return int(text.split()[1])
+
+
+def test_four_workers_behave_as_one_server(tmp_path):
+    with Cluster(tmp_path, workers=4) as cluster:
+        workers = set()
+        previous: dict[str, Any] = {}
+        for turn in range(40):
+            follow = {"previous_response_id": previous["id"]} if previous else {}
+            previous = cluster.post(input="Hello", **follow)
+            assert cluster.get(previous["id"]) == previous
+            assert f"items {2 * turn + 1} " in text_of(previous)
+            workers.add(worker_of(text_of(previous)))
+            if len(workers) > 1 and turn >= 5:
+                break
+        assert len(workers) > 1
+
+        running = [cluster.post(input="wait", background=True)["id"] for _ in range(6)]
+        homes = [worker_of(cluster.first_words(response_id)) for response_id in running]
+        for response_id in running:
+            began = time.monotonic()
+            assert cluster.post(f"/{response_id}/cancel")["status"] == "cancelled"
+            assert time.monotonic() - began < 3, "a cancel takes a second, here on a busy machine"
+            assert cluster.post(f"/{response_id}/cancel") == cluster.get(response_id)
+        for home in homes:
+            wait_until((tmp_path / f"closed-{home}").exists)
+
+        slow = cluster.post(input="take 1", background=True)["id"]
+        seen = cluster.events(slow)
+        for _ in range(4):
+            assert cluster.events(slow, after=5) == seen[6:]
+        check_stream(seen)
+
+
+def test_a_killed_workers_run_is_ended_by_another(tmp_path):
+    with Cluster(tmp_path, workers=2) as cluster:
+        running = cluster.post(input="wait", background=True)["id"]
+        os.kill(worker_of(cluster.first_words(running)), signal.SIGKILL)
+        ended = cluster.wait_for_end(running)
+        assert ended["status"] == "failed"
+        assert ended["error"]["code"] == "server_error"
+        assert "worker" in ended["error"]["message"]
+        check_stream(cluster.events(running))
+
+
+def test_a_killed_workers_run_is_repeated_where_the_agent_is_resumable(tmp_path):
+    with Cluster(tmp_path, workers=2, RESUMABLE="1") as cluster:
+        running = cluster.post(input="die once", background=True)["id"]
+        os.kill(worker_of(cluster.first_words(running)), signal.SIGKILL)
+        ended = cluster.wait_for_end(running)
+        assert ended["status"] == "completed"
+        assert "attempt 2" in text_of(ended)
+        events = cluster.events(running)
+        check_stream(events)
+        assert events[-1]["response"] == ended
+
+
+def test_a_run_that_kills_its_workers_is_given_up(tmp_path):
+    with Cluster(tmp_path, workers=1, RESUMABLE="1") as cluster:
+        running = cluster.post(input="wait", background=True)["id"]
+        for attempt in (1, 2, 3):
+            cluster.first_words(running, attempt)
+            cluster.kill()
+            cluster.start()
+        assert cluster.wait_for_end(running)["status"] == "failed"
+
+
+def test_nothing_is_forgotten_when_the_whole_server_is_killed(tmp_path):
+    with Cluster(tmp_path, workers=2) as cluster:
+        finished = [cluster.post(input="Hello") for _ in range(10)]
+        running = [
+            cluster.post(input=f"take {number / 20}", background=True)["id"]
+            for number in range(200)
+        ]
+        done = [cluster.get(response_id) for response_id in running[:20]]
+        done = [response for response in done if response["status"] == "completed"]
+        cluster.kill()
+        cluster.start()
+        for response in (*finished, *done):
+            assert cluster.get(response["id"]) == response
+        ended = [cluster.wait_for_end(response_id) for response_id in running]
+        states = {response["status"] for response in ended}
+        assert states <= {"completed", "failed"}
+        assert "failed" in states
+        for response in ended[::20]:
+            check_stream(cluster.events(response["id"]))
+
+
+def test_a_stopped_server_leaves_no_run_behind(tmp_path):
+    with Cluster(tmp_path) as cluster:
+        running = cluster.post(input="wait", background=True)["id"]
+        cluster.first_words(running)
+        cluster.process.terminate()
+        cluster.process.wait(PATIENCE)
+        cluster.start()
+        ended = cluster.get(running)
+        assert ended["status"] == "failed"
+        assert "stopped" in ended["error"]["message"]
