@@ -52,6 +52,10 @@ def _plain_content(message: dict[str, Any]) -> dict[str, Any]:
     return {**message, "content": text_of(content)}
 
 
+def _known_role(message: dict[str, Any]) -> dict[str, Any]:
+    return {**message, "role": "system"} if message["role"] == "developer" else message
+
+
 def _tidy_tool(tool: dict[str, Any]) -> dict[str, Any]:
     kind = tool["type"]
     given = {name: value for name, value in tool[kind].items() if value is not None}
@@ -83,6 +87,8 @@ def chat_body(request: ModelRequest, model: str, *, is_openai: bool = False) -> 
     except RequestError as error:
         raise ModelError(error.message, error.status, error.code) from None
     body["messages"] = [_plain_content(message) for message in body["messages"]]
+    if not is_openai:
+        body["messages"] = [_known_role(message) for message in body["messages"]]
     if body.get("tools"):
         body["tools"] = [_tidy_tool(tool) for tool in body["tools"]]
     else:

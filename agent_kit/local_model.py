@@ -14,6 +14,7 @@ import secrets
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,16 @@ def _address(path: Path) -> str:
         if path not in _servers:
             _servers[path] = _load(path)
         return f"{_servers[path].listening_address}/v1"
+
+# %% ../nbs/061_local_model.ipynb #b4031c54
+@lru_cache(maxsize=64)
+def _service(path: Path) -> ModelService:
+    return ModelService(
+        path.stem,
+        lambda: _address(path),
+        lambda: {"Authorization": f"Bearer {_key}"},
+        credentials="start the program again",
+    )
 
 # %% ../nbs/061_local_model.ipynb #6168e057
 _ROUTE_GRAMMAR = 'root ::= "PYTHON" | "CHAT"'
@@ -158,13 +169,7 @@ class LocalModel:
     def __init__(self, path: Path) -> None:
         self.name = f"local:{path.name}"
         self._label = path.stem
-        service = ModelService(
-            path.stem,
-            lambda: _address(path),
-            lambda: {"Authorization": f"Bearer {_key}"},
-            credentials="start the program again",
-        )
-        self._model = ChatModel(self.name, service)
+        self._model = ChatModel(self.name, _service(path))
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[Event, None]:
         """Answer a request; closing the generator stops the model.

@@ -12,6 +12,7 @@ import importlib
 import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from functools import lru_cache
 from json import JSONDecodeError
 from typing import TYPE_CHECKING, Any
 
@@ -250,7 +251,7 @@ class ModelService:
 
         path: such as `/chat/completions`. Raises `ModelError` for all that can go wrong.
         """
-        # It takes half a second when it is first imported.
+        # Its import takes half a second.
         openai = await asyncio.to_thread(importlib.import_module, "openai")
         begun = False
         try:
@@ -289,11 +290,14 @@ class ModelService:
     def _new_client(self, base_url: str) -> "openai.AsyncOpenAI":
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-        auth, transport = FreshHeaders(self._headers), self._transport
-        http = DefaultAsyncHttpxClient(auth=auth, timeout=self._timeout, transport=transport)
-        return AsyncOpenAI(
-            base_url=base_url, api_key="unused", http_client=http, timeout=self._timeout
+        http = DefaultAsyncHttpxClient(
+            auth=FreshHeaders(self._headers),
+            timeout=self._timeout,
+            transport=self._transport,
+            # The proxy of a company knows no service of this machine.
+            trust_env=httpx2.URL(base_url).host not in ("127.0.0.1", "localhost", "::1"),
         )
+        return AsyncOpenAI(base_url=base_url, api_key="unused", http_client=http)
 
     async def _post(self, path: str, body: dict[str, Any]) -> "openai.AsyncStream[object]":
         import openai
@@ -316,7 +320,8 @@ class ModelService:
                     raise
                 self._refused |= refused
 
-# %% ../nbs/057_model_service.ipynb #7cf72bd2
+# %% ../nbs/057_model_service.ipynb #d7dead1d
+@lru_cache(maxsize=64)
 def openai_service(
     model: str, base_url: str | None = None, *, timeout_seconds: float = 600
 ) -> ModelService:
@@ -335,6 +340,7 @@ def openai_service(
     )
 
 
+@lru_cache(maxsize=64)
 def databricks_service(endpoint: str, *, timeout_seconds: float = 600) -> ModelService:
     """Return a serving endpoint of the workspace, with the credentials that the SDK finds.
 

@@ -246,6 +246,27 @@ def test_a_conversation_reaches_chat_completions():
     assert said == {"role": "assistant", "content": "A cat."}
 
 
+def test_a_developer_speaks_as_the_system_where_none_is_known():
+    _, body = ask(["Yes."], [{"role": "developer", "content": "Be brief."}, *ASKED])
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+
+
+def test_a_service_of_this_machine_is_asked_without_a_proxy(monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY")
+    events, _ = ask(["391"])
+    assert text(events) == "391"
+
+
+def test_many_at_once():
+    async def all_at_once(model):
+        return await asyncio.gather(*(collect(model) for _ in range(16)))
+
+    with ModelStandIn(["391"] * 16) as service:
+        answers = asyncio.run(all_at_once(model_at(service.url)))
+    assert [text(events) for events in answers] == ["391"] * 16
+
+
 def test_a_conversation_reaches_the_responses_api():
     empty = {"type": "reasoning", "id": "rs_2", "summary": [{"type": "summary_text", "text": "x"}]}
     _, body = ask(["Yes."], [*HISTORY[:2], empty, *HISTORY[2:]], "openai-responses")
@@ -487,6 +508,10 @@ def test_a_silent_service_is_given_up(monkeypatch):
 @BOTH
 @pytest.mark.parametrize("how", ["close", "cancel"])
 def test_stopping_hangs_up_at_once(provider, how):
+    async def read_on(events):
+        async for _ in events:
+            pass
+
     async def stop(model):
         events = model.stream(ModelRequest(ASKED))
         async for event in events:
@@ -495,8 +520,8 @@ def test_stopping_hangs_up_at_once(provider, how):
         if how == "close":
             await events.aclose()
             return
-        task = asyncio.create_task(anext(events))
-        await asyncio.sleep(0.01)
+        task = asyncio.create_task(read_on(events))
+        await asyncio.sleep(0.05)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
