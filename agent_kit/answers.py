@@ -145,9 +145,8 @@ def run_apart(work: Coroutine[Any, Any, _Result]) -> _Result:
         return await work
 
     with ThreadPoolExecutor(1, thread_name_prefix="evaluation") as pool:
-        running = pool.submit(asyncio.run, noted())
         try:
-            return running.result()
+            return pool.submit(asyncio.run, noted()).result()
         except KeyboardInterrupt:
             with suppress(RuntimeError):  # The loop has just come to its end by itself.
                 for task in tasks:

@@ -204,6 +204,8 @@ def test_interrupting_the_cell_stops_the_agent(untraced: Settings) -> None:
 
     @server.invoke()
     async def wait(request):
+        # By then the cell's thread waits for the answers.
+        await asyncio.sleep(0.2)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         try:
             await asyncio.sleep(60)
