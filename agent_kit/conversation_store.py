@@ -136,9 +136,11 @@ def append_items(connection: "Connection", appended: list[Appended]) -> list[lis
 
 # %% ../nbs/083_conversation_store.ipynb #792804e6
 def _append(connection: "Connection", conversation_id: str, items: list[Json]) -> list[Json]:
-    from sqlalchemy import insert, update
+    from sqlalchemy import insert, select, update
 
     table = store_tables().conversations
+    # Whoever else adds to the conversation waits here until these items are there.
+    connection.execute(select(table.c.id).where(table.c.id == conversation_id).with_for_update())
     new = _without_known(connection, conversation_id, [_identified(item) for item in items])
     change = (
         update(table)

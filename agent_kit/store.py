@@ -390,12 +390,13 @@ def cancelled_runs(connection: "Connection", worker: str) -> list[str]:
 # %% ../nbs/084_store.ipynb #b93a0092
 def beat(connection: "Connection", worker: str) -> None:
     """Register a worker, or tell that it is still alive."""
-    from sqlalchemy import insert, update
+    from sqlalchemy.dialects import postgresql, sqlite
 
     table = store_tables().workers
-    change = update(table).where(table.c.id == worker).values(beats=table.c.beats + 1)
-    if connection.execute(change).rowcount == 0:
-        connection.execute(insert(table).values(id=worker, beats=0))
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    registered = dialect.insert(table).values(id=worker, beats=0)
+    again = {"beats": table.c.beats + 1}
+    connection.execute(registered.on_conflict_do_update(index_elements=[table.c.id], set_=again))
 
 
 def beats(connection: "Connection") -> dict[str, int]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 from openai import BadRequestError, NotFoundError, OpenAI
+from postgres_server import PostgresServer
 from stream_checker import check_response, check_sse
 
 from agent_kit.context import current_context, get_raw_request
@@ -52,9 +53,26 @@ def make_server(**environ: str) -> AgentServer:
     return server
 
 
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[PostgresServer]:
+    with PostgresServer() as server:
+        yield server
+
+
 @pytest.fixture
-def served() -> Iterator[tuple[AgentServer, str]]:
-    server = make_server()
+def store(request: pytest.FixtureRequest) -> dict[str, str]:
+    """The environment that names the store: a file, or on demand a database of PostgreSQL."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return {}
+    return {"AGENT_KIT_STORE_URL": request.getfixturevalue("postgres").new_database()}
+
+
+on_both = pytest.mark.parametrize("store", ["sqlite", "postgresql"], indirect=True)
+
+
+@pytest.fixture
+def served(store) -> Iterator[tuple[AgentServer, str]]:
+    server = make_server(**store)
     with server.serve() as url:
         yield server, url
 
@@ -96,6 +114,7 @@ def read_stream(url: str, response_id: str, after: int | None = None) -> list[di
 # Keeping --------------------------------------------------------------------------------------
 
 
+@on_both
 def test_what_is_retrieved_is_what_was_returned(client):
     asked = {"metadata": {"topic": "numbers"}, "temperature": 0.5, "user": "ada"}
     created = ask(client, **asked)
@@ -103,6 +122,7 @@ def test_what_is_retrieved_is_what_was_returned(client):
     assert created.metadata["topic"] == "numbers"
 
 
+@on_both
 def test_a_stream_is_stored_with_its_events(url, client):
     body = {"input": "slowly", "stream": True}
     answer = httpx2.post(f"{url}/v1/responses", json=body, timeout=PATIENCE)
@@ -162,6 +182,7 @@ def test_an_acknowledged_response_is_in_the_file(client, tmp_path):
 # Chains ---------------------------------------------------------------------------------------
 
 
+@on_both
 def test_a_chain_gives_the_agent_the_whole_context(client):
     first = ask(client)
     second = ask(client, previous_response_id=first.id)
@@ -196,6 +217,7 @@ def test_an_unknown_previous_response_is_a_400_by_name(url):
     assert error["code"] == "previous_response_not_found"
 
 
+@on_both
 def test_a_tools_output_needs_its_call_in_the_chain(client):
     first = ask(client)
     output = [{"type": "function_call_output", "call_id": "call_1", "output": "42"}]
@@ -207,6 +229,7 @@ def test_a_tools_output_needs_its_call_in_the_chain(client):
     assert ask(client, output, previous_response_id=called.id).output_text == "5 items"
 
 
+@on_both
 def test_an_input_may_refer_to_a_stored_item(client):
     first = ask(client)
     reference = {"type": "item_reference", "id": first.output[0].id}
@@ -216,6 +239,7 @@ def test_an_input_may_refer_to_a_stored_item(client):
         ask(client, [missing, {"role": "user", "content": "Hi"}])
 
 
+@on_both
 def test_input_items_are_listed_page_by_page(client):
     words = [{"role": "user", "content": str(number)} for number in range(5)]
     created = ask(client, words)
@@ -233,6 +257,7 @@ def test_input_items_are_listed_page_by_page(client):
         client.responses.input_items.list(created.id, order="up")
 
 
+@on_both
 def test_a_deleted_response_is_gone_and_what_continues_it_stays(client):
     first = ask(client)
     second = ask(client, previous_response_id=first.id)
@@ -257,6 +282,7 @@ def test_a_background_response_is_polled_to_its_end(client):
     check_response(ended.to_dict())
 
 
+@on_both
 def test_a_background_stream_can_be_left_and_continued(url, client):
     body = {"input": "slowly", "stream": True, "background": True}
     seen = []
@@ -279,6 +305,7 @@ def test_a_failed_background_run_says_so(client, caplog):
     assert "on purpose" not in ended.error.message
 
 
+@on_both
 def test_cancel_ends_a_background_run_at_once_and_again(url, client, served):
     created = ask(client, "count for ever", background=True)
     time.sleep(0.1)
@@ -300,6 +327,7 @@ def test_a_response_answered_in_one_piece_cannot_be_cancelled(client):
         client.responses.cancel("resp_unknown")
 
 
+@on_both
 def test_a_running_response_is_deleted_after_it_is_stopped(client, served):
     created = ask(client, "count for ever", background=True)
     client.responses.delete(created.id)
@@ -376,6 +404,7 @@ def test_a_compacted_context_is_taken_as_input(url, client):
 # Whose it is ----------------------------------------------------------------------------------
 
 
+@on_both
 def test_a_response_is_visible_to_its_user_alone(url):
     ada = {"x-forwarded-email": "ada@example.com", "x-forwarded-access-token": "secret-of-ada"}
     bob = {"x-forwarded-email": "bob@example.com"}
@@ -433,6 +462,7 @@ def test_without_a_store_state_is_refused_by_name():
     assert not features["store"]
 
 
+@on_both
 def test_the_threads_of_the_store_end_with_the_server(served, client):
     ask(client, "slowly", background=True)
     assert any(thread.name.startswith("store-") for thread in threading.enumerate())
