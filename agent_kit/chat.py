@@ -25,7 +25,7 @@ from .session import LocalAgent, RemoteAgent, Session
 from .settings import Settings, get_settings
 from .transcript import Answer, Turn, attach
 
-# %% ../nbs/160_chat.ipynb #9f6de278
+# %% ../nbs/160_chat.ipynb #156eb083
 class KeptTranscript:
     """A conversation for readers without a kernel, as HTML and as text.
 
@@ -33,13 +33,13 @@ class KeptTranscript:
     """
 
     def __init__(self, turns: Iterable[Turn], name: str) -> None:
-        self._turns = list(turns)
+        self.turns = list(turns)
         self._name = name
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         return {
-            "text/html": transcript_html(self._turns, self._name),
-            "text/plain": transcript_text(self._turns) or "(no messages yet)",
+            "text/html": transcript_html(self.turns, self._name),
+            "text/plain": transcript_text(self.turns) or "(no messages yet)",
         }
 
 # %% ../nbs/160_chat.ipynb #7dfb9034
@@ -169,13 +169,17 @@ def _wait(future: "Future[None]", paint: Callable[[], object]) -> None:
         except TimeoutError:
             paint()
 
-# %% ../nbs/160_chat.ipynb #b5765e62
+# %% ../nbs/160_chat.ipynb #40033610
 _by_cell: "weakref.WeakValueDictionary[str, Chat]" = weakref.WeakValueDictionary()
 
 
-def _cell_id() -> str:
+def _shell() -> Any:
     ipython = sys.modules.get("IPython")
-    shell: Any = ipython.get_ipython() if ipython else None
+    return ipython.get_ipython() if ipython else None
+
+
+def _cell_id() -> str:
+    shell = _shell()
     parent = shell.get_parent() if hasattr(shell, "get_parent") else {}
     metadata = parent.get("metadata") or {}
     return str(metadata.get("cellId") or "")
@@ -309,7 +313,7 @@ def compare(
     done = () if session.is_running else (row,)
     panel.comparison.children = (panel.kit.html(shown), *done)
 
-# %% ../nbs/160_chat.ipynb #16340389
+# %% ../nbs/160_chat.ipynb #478e6e08
 class ChatInCode(ChatOrders):
     """What a program asks of a chat, and waits for."""
 
@@ -344,7 +348,7 @@ class ChatInCode(ChatOrders):
             self.stop()
             raise
         finally:
-            self.refresh()
+            self.panel.sync()
         return self.turns[-1].answer
 
     def send_sync(self, text: str, *, files: Iterable[tuple[str, bytes]] = ()) -> Answer:
@@ -356,7 +360,7 @@ class ChatInCode(ChatOrders):
             self.stop()
             raise
         finally:
-            self.refresh()
+            self.panel.sync()
         return self.turns[-1].answer
 
     def close(self) -> None:
@@ -364,7 +368,7 @@ class ChatInCode(ChatOrders):
         self.closed = True
         self.session.close()
 
-# %% ../nbs/160_chat.ipynb #84fa0020
+# %% ../nbs/160_chat.ipynb #ace9b1cb
 class Chat(ChatInCode):
     """A chat with an agent, shown as a panel when it is the last value of a cell.
 
@@ -391,6 +395,7 @@ class Chat(ChatInCode):
         if instructions:
             self.session.options["instructions"] = instructions
         self._kept: Any = None
+        self._copied = KeptTranscript((), "")
         settings = self.settings()
         prompts = settings.server.example_prompts if example_prompts is None else example_prompts
         self.panel = Panel(self, self.session, settings, prompts)
@@ -407,15 +412,33 @@ class Chat(ChatInCode):
     def refresh(self) -> None:
         """Bring the panel, and the copy for readers without a kernel, up to date."""
         self.panel.sync()
-        if self._kept is not None and not self.session.is_running:
-            self._kept.update(KeptTranscript(self.turns, self.panel.kept_class))
+        self.keep()
+
+    def keep(self, *_: object) -> None:
+        """Bring the copy for readers without a kernel up to date."""
+        known = [id(turn) for turn in self._copied.turns]
+        if self._kept is None or self.session.is_running or known == list(map(id, self.turns)):
+            return
+        self._copied = KeptTranscript(self.turns, self.panel.kept_class)
+        self._kept.update(self._copied)
+
+    def close(self) -> None:
+        """Stop, and give back the background thread; the conversation stays to be read."""
+        super().close()
+        if self._kept is not None:
+            _shell().events.unregister("post_run_cell", self.keep)
+            self.keep()
+            self._kept = None
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
 
         display(self.panel.widget)
-        kept = KeptTranscript(self.turns, self.panel.kept_class)
-        self._kept = display(kept, display_id=True)
+        if self._kept is None:
+            _shell().events.register("post_run_cell", self.keep)
+        self._copied = KeptTranscript(self.turns, self.panel.kept_class)
+        self._kept = display(self._copied, display_id=True)
+        self.session.warm_up()
 
     def _repr_html_(self) -> str:
         return transcript_html(self.turns)

@@ -144,7 +144,7 @@ def part_html(part: Part) -> str:
     draw = {"tool": tool_html, "reasoning": reasoning_html}.get(part.kind)
     return draw(part) if draw else text_html(part.text, growing=part.status == "running")
 
-# %% ../nbs/156_display.ipynb #58a97f85
+# %% ../nbs/156_display.ipynb #d1293563
 _COPY = (
     "const a=this.closest('.ak-turn'),s=getSelection();s.removeAllRanges();"
     "a.querySelectorAll('.widget-html .ak-text').forEach((t,i,all)=>{if(!i){const r=new Range();"
@@ -166,9 +166,9 @@ def footer_html(answer: Answer, *, live: bool = True) -> str:
         notes.append(f"first word {format_seconds(answer.first_at - answer.started)}")
     if answer.ended is not None:
         notes.append(f"total {format_seconds(answer.ended - answer.started)}")
-    if answer.usage:
-        usage = answer.usage
-        notes.append(f"{usage.get('input_tokens', 0)} → {usage.get('output_tokens', 0)} tokens")
+    if answer.usage and answer.usage.get("total_tokens"):
+        counts = [f"{answer.usage.get(f'{kind}_tokens', 0):,}" for kind in ("input", "output")]
+        notes.append(f"{' → '.join(counts)} tokens")
     copy = (
         f'<button class="ak-copy" onclick="{_COPY}">Copy</button>' if live and answer.text else ""
     )
@@ -271,7 +271,7 @@ def comparison_html(before: Iterable[Turn], after: Sequence[Turn]) -> str:
     )
     return f'<div class="ak-comparison">{note_html(done)}{"".join(pairs)}</div>'
 
-# %% ../nbs/156_display.ipynb #721b84f6
+# %% ../nbs/156_display.ipynb #20b09eb1
 def answer_html(answer: Answer) -> str:
     """Return a whole answer as HTML, without anything that needs a kernel or a script."""
     parts = "".join(part_html(part) for part in answer.parts)
@@ -291,10 +291,11 @@ def transcript_html(turns: Sequence[Turn], name: str = "") -> str:
     return f'{style_sheet()}<div class="ak-static {name}">{"".join(shown)}</div>'
 
 
-def transcript_text(turns: Iterable[Turn]) -> str:
-    """Return a conversation as plain text."""
+def transcript_text(turns: Iterable[Turn], longest: int = 4000) -> str:
+    """Return a conversation as plain text, cut after `longest` characters."""
     lines = []
     for turn in turns:
         said = turn.answer.text or (turn.answer.trouble and turn.answer.trouble.message) or "…"
         lines.append(f"You: {turn.question}\nAgent: {said}")
-    return "\n\n".join(lines)
+    text = "\n\n".join(lines)
+    return text if len(text) <= longest else f"{text[:longest]} …"

@@ -63,9 +63,9 @@ class WidgetKit:
         box = self._widgets.HBox(children=children, layout=self._box)
         return box.add_class(name)
 
-# %% ../nbs/157_painting.ipynb #23554cd6
-_AT_ONCE = 40_000
-_A_SECOND = 12_000
+# %% ../nbs/157_painting.ipynb #45d376bf
+_AT_ONCE = 30_000
+_A_SECOND = 8_000
 _ENVELOPE = 900
 
 
@@ -82,7 +82,7 @@ class Budget:
 
     def afford(self, value: str, written: int) -> bool:
         """Whether `value` may be sent; written: characters of the answer so far."""
-        allowed = _AT_ONCE + _A_SECOND * (self._clock() - self._begun) + written
+        allowed = _AT_ONCE + _A_SECOND * (self._clock() - self._begun) + written / 2
         return self.spent + len(value) + _ENVELOPE <= allowed
 
     def spend(self, value: str) -> str:
@@ -90,7 +90,7 @@ class Budget:
         self.spent += len(value) + _ENVELOPE
         return value
 
-# %% ../nbs/157_painting.ipynb #910e7f7d
+# %% ../nbs/157_painting.ipynb #28a1d055
 class PartView:
     """The widgets of one part of an answer."""
 
@@ -133,7 +133,7 @@ class PartView:
         rest = text[len(self._finished) :]
         while True:
             # The list of a box's children is sent as a whole, so their number must stay small.
-            finished, rest = split_finished(rest, at_least=max(1500, written // 12))
+            finished, rest = split_finished(rest, at_least=max(1500, written // 8))
             if not finished:
                 break
             self._set(text_html(finished), written, True)
