@@ -370,6 +370,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'agent_kit.context.get_raw_request': ('context.html#get_raw_request', 'agent_kit/context.py'),
                                    'agent_kit.context.get_request_headers': ('context.html#get_request_headers', 'agent_kit/context.py'),
                                    'agent_kit.context.get_workspace_client': ('context.html#get_workspace_client', 'agent_kit/context.py'),
+                                   'agent_kit.context.may_hold_secrets': ('context.html#may_hold_secrets', 'agent_kit/context.py'),
                                    'agent_kit.context.on_databricks_apps': ('context.html#on_databricks_apps', 'agent_kit/context.py'),
                                    'agent_kit.context.redact': ('context.html#redact', 'agent_kit/context.py'),
                                    'agent_kit.context.use_context': ('context.html#use_context', 'agent_kit/context.py')},

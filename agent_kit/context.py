@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TOKEN_HEADER', 'RequestContext', 'use_context', 'current_context', 'get_request_headers', 'get_raw_request',
            'CredentialsError', 'on_databricks_apps', 'get_workspace_client', 'databricks_host', 'databricks_headers',
-           'UserTokenMissing', 'get_obo_workspace_client', 'redact']
+           'UserTokenMissing', 'get_obo_workspace_client', 'redact', 'may_hold_secrets']
 
 # %% ../nbs/040_context.ipynb #62bf3b46
 import hashlib
@@ -330,3 +330,15 @@ def redact(value: Any) -> Any:
     else:
         return value
     return value if safe == value else safe
+
+# %% ../nbs/040_context.ipynb #f15d2773
+_HINTS = (*(word for word in _ALL_WORDS if word not in ("_key", "_token")), "api_key")
+
+
+def may_hold_secrets(text: str) -> bool:
+    """Say whether `redact` could find anything in a value whose JSON is `text`."""
+    lowered = text.lower()
+    for hint in _HINTS:
+        if hint in lowered:
+            return True
+    return lowered.count("_token") > lowered.count("_tokens")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import orjson
 
-from .context import redact
+from .context import may_hold_secrets, redact
 
 # %% ../nbs/047_trace_content.ipynb #c8223bde
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
@@ -64,6 +64,8 @@ def encode_value(value: object, content: Content = "full") -> str:
     if len(text) > _MAX_VALUE_BYTES:
         start = "" if content != "full" else text[:_MAX_VALUE_BYTES].decode("utf-8", "ignore")
         return to_json(f"{redact(start)}… ({len(text)} bytes)").decode()
+    if content == "full" and not may_hold_secrets(shown := text.decode()):
+        return shown
     known = orjson.loads(text) if text[:1] in b'{["' else value
     kept = redact(known) if content == "full" else _outline(known)
     return text.decode() if kept is known else to_json(kept).decode()

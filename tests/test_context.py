@@ -30,6 +30,7 @@ from agent_kit.context import (
     get_obo_workspace_client,
     get_request_headers,
     get_workspace_client,
+    may_hold_secrets,
     on_databricks_apps,
     redact,
     use_context,
@@ -320,3 +321,27 @@ def test_redacted_json_stays_json(value: object) -> None:
     redacted = redact(value)
     assert type(redacted) is type(value)
     json.loads(redact(json.dumps({"value": value, "api_key": "hunter2"})))
+
+
+SECRET_NAMES = (
+    *("Authorization", "proxy-authorization", "Cookie", "set-cookie", "password", "passwd"),
+    *("x-forwarded-access-token", "api_key", "x-api-key", "apikey", "OPENAI_API_KEY"),
+    *("client_secret", "access_token", "refresh-token", "MY_TOKEN", "my_secret"),
+)
+
+
+@given(
+    st.recursive(
+        st.none() | st.text() | st.sampled_from([OPENAI_KEY, ADA_TOKEN, "https://a:b@c"]),
+        lambda inner: (
+            st.lists(inner) | st.dictionaries(st.sampled_from([*SECRET_NAMES, "tokens"]), inner)
+        ),
+    )
+)
+def test_where_nothing_is_suspected_nothing_is_found(value: object) -> None:
+    text = json.dumps(value, ensure_ascii=False)
+    assert may_hold_secrets(text) or redact(value) == value
+
+
+def test_the_counts_of_tokens_are_no_suspects() -> None:
+    assert not may_hold_secrets('{"output_tokens_details": {"reasoning_tokens": 0}}')
