@@ -165,6 +165,7 @@ def test_a_failure_after_the_first_event_ends_the_stream_well(caplog):
     async def answer(request):
         yield {"type": "response.output_item.added", "item": {"type": "message", "id": "m"}}
         yield "It is"
+        await asyncio.sleep(0.3)  # until the stream has opened
         yield {"type": "response.output_text.done", "text": "hunter2, which contradicts"}
 
     with server.serve() as url:
@@ -219,6 +220,7 @@ def test_a_client_that_goes_away_is_noticed_at_once(sync):
 
 
 def test_a_slow_reader_makes_the_agent_wait():
+    # A stored answer is written to the store, and waits for that instead.
     server = create_server(settings=load_settings(environ=UNTRACED))
     produced = 0
 
@@ -229,7 +231,7 @@ def test_a_slow_reader_makes_the_agent_wait():
             produced += 1
             yield "x" * 10_000
 
-    body = json.dumps({"input": "Hi", "stream": True}).encode()
+    body = json.dumps({"input": "Hi", "stream": True, "store": False}).encode()
     with server.serve() as url:
         address = urlsplit(url)
         with closing(socket.create_connection((address.hostname, address.port), 10)) as connection:
