@@ -5,12 +5,16 @@
 # %% auto #0
 __all__ = ['runs_in_unity_catalog', 'python_exec']
 
-# %% ../nbs/076_python_exec.ipynb #3b449e1b
-from .context import on_databricks_apps
+# %% ../nbs/076_python_exec.ipynb #ed43da3c
+import logging
+
+from .context import on_databricks_apps, redact
 from .sandbox import run_python_async
 from .settings import Settings, get_settings
 from .tools import tool
 from .unity_catalog import has_databricks_connect, run_in_unity_catalog
+
+_logger = logging.getLogger(__name__)
 
 # %% ../nbs/076_python_exec.ipynb #fded292d
 def runs_in_unity_catalog(settings: Settings) -> bool:
@@ -35,5 +39,11 @@ async def python_exec(code: str) -> str:
     settings = get_settings()
     if not runs_in_unity_catalog(settings):
         return (await run_python_async(code)).text
-    printed = await run_in_unity_catalog(code, settings.agent.warehouse_id)
+    try:
+        printed = await run_in_unity_catalog(code, settings.agent.warehouse_id)
+    except Exception as error:
+        if settings.agent.python_exec != "auto":
+            raise
+        _logger.warning("python_exec runs in the sandbox instead: %s", redact(str(error)))
+        return (await run_python_async(code)).text
     return printed.rstrip("\n") or "[nothing was printed; print() what you want to see]"

@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import json
+import logging
 import re
 from functools import partial
 
@@ -120,3 +121,14 @@ def test_without_warehouse_and_databricks_connect_there_is_a_word_on_it(monkeypa
     result = run("print(1)")
     assert result.failed
     assert "[agent] warehouse_id" in result.text
+
+
+def test_auto_uses_the_sandbox_where_the_function_cannot_be_called(workspace, monkeypatch, caplog):
+    monkeypatch.setenv("AGENT_KIT_AGENT_PYTHON_EXEC", "auto")
+    monkeypatch.setenv("AGENT_KIT_AGENT_WAREHOUSE_ID", "elsewhere")
+    monkeypatch.setenv("AGENT_KIT_MODEL", "databricks:claude")
+    get_settings.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert run("print(17 * 23)") == ToolResult("391")
+    assert "elsewhere is not a warehouse" in caplog.text
+    assert workspace.called("POST", "/api/2.0/sql/statements")
