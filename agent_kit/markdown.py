@@ -107,7 +107,7 @@ def render_markdown(text: str, *, growing: bool = False) -> str:
     """
     return sanitise(_parser().render(text, {"growing": growing}))
 
-# %% ../nbs/151_markdown.ipynb #a13d1f7c
+# %% ../nbs/151_markdown.ipynb #ab70121a
 _LONGEST_BLOCK = 12_000
 
 
@@ -120,15 +120,15 @@ def split_finished(text: str, at_least: int = 1500) -> tuple[str, str]:
     if len(text) < at_least:
         return "", text
     blocks = [token for token in _parser().parse(text) if token.level == 0 and token.map]
-    lines = text.splitlines(keepends=True)
-    if blocks and (start := (blocks[-1].map or [0])[0]):
-        finished = "".join(lines[:start])
-        if len(finished) >= at_least:
-            return finished, text[len(finished) :]
-    tail = blocks[-1].type if blocks else ""
-    if len(text) > _LONGEST_BLOCK and tail == "paragraph_open":
-        cut = max(text.rfind("\n", 0, _LONGEST_BLOCK), text.rfind(" ", 0, _LONGEST_BLOCK)) + 1
-        cut = cut or _LONGEST_BLOCK
+    if not blocks:
+        return "", text
+    last = blocks[-1]
+    start = len("".join(text.splitlines(keepends=True)[: (last.map or [0])[0]]))
+    if start >= at_least:
+        return text[:start], text[start:]
+    if last.type == "paragraph_open" and len(text) - start > _LONGEST_BLOCK:
+        end = start + _LONGEST_BLOCK
+        cut = max(text.rfind("\n", start, end), text.rfind(" ", start, end)) + 1 or end
         return text[:cut], text[cut:]
     return "", text
 

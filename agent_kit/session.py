@@ -356,7 +356,7 @@ class Session:
             if fresh[-1].answer.status in ("stopped", "failed"):
                 return
 
-# %% ../nbs/154_session.ipynb #d9a84b4d
+# %% ../nbs/154_session.ipynb #74d68413
 async def _stream_into(
     answer: Answer, target: Target, items: list[dict[str, Any]], options: dict[str, Any]
 ) -> None:
@@ -364,7 +364,8 @@ async def _stream_into(
     try:
         client = await target.client()
         # The client spends a millisecond on each item that it knows of, so they go around it.
-        body = {**options, "input": items}
+        # The session itself keeps the conversation: the server need not store it as well.
+        body = {"store": False, **options, "input": items}
         create = client.responses.create
         async with await create(input=[], stream=True, extra_body=body) as events:
             async for event in events:
