@@ -169,14 +169,13 @@ def test_parameters_that_are_null_have_their_defaults(url):
     assert (body["temperature"], body["tool_choice"], body["store"]) == (1.0, "auto", True)
 
 
-@pytest.mark.parametrize("path", ["/v1/responses", "/invocations"])
 @pytest.mark.parametrize(
     ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values]
 )
-def test_a_wrong_value_is_refused_by_name(url, path, name, value):
+def test_a_wrong_value_is_refused_by_name(url, name, value):
     body = json.dumps({"input": "Hi", name: value}).replace("Infinity", "1e400")
     headers = {"content-type": "application/json"}
-    answer = httpx2.post(url + path, content=body.encode(), headers=headers)
+    answer = httpx2.post(f"{url}/v1/responses", content=body.encode(), headers=headers)
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}

@@ -3,10 +3,12 @@
 import asyncio
 import json
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 
+import httpx2
 import psutil
 import pytest
 from tracing_support import (
@@ -23,6 +25,7 @@ from tracing_support import (
 from agent_kit.context import RequestContext
 from agent_kit.drain import DrainState
 from agent_kit.sections import Settings
+from agent_kit.server import create_server
 from agent_kit.tracing import (
     TraceNotFoundError,
     close_tracing,
@@ -113,6 +116,29 @@ def test_a_failed_request_is_an_error(settings: Settings) -> None:
         assert item.status.description == "ValueError: no such city"
         assert item.events[0].attributes["exception.type"] == "ValueError"
         assert "Traceback" in item.events[0].attributes["exception.stacktrace"]
+
+
+@pytest.mark.parametrize("store", [False, True])
+def test_the_trace_of_a_client_that_went_away_says_cancelled(settings: Settings, store) -> None:
+    server, ended = create_server(settings=settings), threading.Event()
+
+    @server.stream()
+    async def answer(request):
+        try:
+            yield "half an ans"
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    body = {"input": "Hi", "stream": True, "store": store}
+    with server.serve() as url:
+        with httpx2.stream("POST", f"{url}/v1/responses", json=body, timeout=30) as response:
+            assert any("output_text.delta" in line for line in response.iter_lines())
+            trace_id = response.headers["x-mlflow-trace-id"]
+        assert ended.wait(5)
+    stored = stored_trace(settings, trace_id)
+    assert stored.info.tags["agent_kit.status"] == "CANCELLED"
+    assert "half an ans" in str(stored.data.spans[0].outputs)
 
 
 def test_a_cancelled_request_says_so(settings: Settings) -> None:
