@@ -45,11 +45,15 @@ _SAME = (
     "moderation",
 )
 
+# %% ../nbs/034_conversion.ipynb #2c7e9b40
+_INSTEAD = {"functions": "tools", "function_call": "tool_choice"}
+
 
 def unsupported(param: str, task: str) -> RequestError:
     """Say that an agent of another task type cannot be told a parameter."""
     return RequestError(
-        f"'{param}' cannot be passed on: the agent of this server speaks {task}.",
+        f"'{param}' cannot be passed on: the agent of this server speaks {task}."
+        + (f" Send '{_INSTEAD[param]}' instead." if param in _INSTEAD else ""),
         param=param,
         code="unsupported_parameter",
     )
@@ -331,7 +335,6 @@ def responses_to_chat(request: ResponsesRequest) -> ChatRequest:
     return converted
 
 # %% ../nbs/034_conversion.ipynb #32521986
-_NOT_FOR_AGENTS = ("tools", "tool_choice")
 _TUNING = (
     "model",
     "temperature",
@@ -373,7 +376,7 @@ def responses_to_agent(request: ResponsesRequest) -> ChatAgentRequest:
     Raises RequestError for tools, images, files and structured output.
     """
     task = "agent/v2/chat"
-    _refuse(request, (*_RESPONSES_ONLY, *_NOT_FOR_AGENTS), task)
+    _refuse(request, (*_RESPONSES_ONLY, "tools"), task)
     if ((request.text or {}).get("format") or {"type": "text"})["type"] != "text":
         raise unsupported("text.format", task)
     context = request.context.model_dump(exclude_unset=True) if request.context else {}

@@ -372,7 +372,7 @@ class Run:
 
     def _finish_trace(self, status: Status, error: str | None = None) -> None:
         body = self.assembler.body
-        self.trace.finish(outputs=body, usage=body.get("usage"), status=status, error=error)
+        self.trace.finish(outputs=body, usage=body.get("usage"), **_outcome(body, status, error))
 
 # %% ../nbs/100_runs.ipynb #ca723f65
 _STOPPED = "The server stopped before the answer was complete."
@@ -381,6 +381,12 @@ _STOPPED = "The server stopped before the answer was complete."
 async def _write(sink: Sink | None, events: list[dict[str, Any]]) -> None:
     if sink is not None and events:
         await sink.write(events)
+
+
+def _outcome(body: dict[str, Any], status: Status, error: str | None) -> dict[str, Any]:
+    if status == "OK" and (told := body.get("error")):  # the agent itself said that it failed
+        return {"status": "ERROR", "error": told["message"]}
+    return {"status": status, "error": error}
 
 # %% ../nbs/100_runs.ipynb #a1c0ffe2
 class AnyRun(Protocol):

@@ -32,7 +32,7 @@ def client_agent(settings: Settings, closed: threading.Event) -> AgentServer:
         question = _question(request)
         if question == "Fail":
             raise HTTPException(418, "I am a teapot.")
-        if question == "Think first":
+        if question.startswith("Think") and not _outputs(request):
             yield {"type": "response.reasoning_summary_text.delta", "delta": "Thinking."}
         if question == "Never end":
             try:
@@ -56,6 +56,10 @@ def _question(request: ResponsesRequest) -> str:
     return _text(asked[-1]) if asked else ""
 
 
+def _outputs(request: ResponsesRequest) -> list[dict[str, Any]]:
+    return [item for item in request.input if item.get("type") == "function_call_output"]
+
+
 def _text(item: dict[str, Any]) -> str:
     content = item["content"]
     if isinstance(content, str):
@@ -64,7 +68,7 @@ def _text(item: dict[str, Any]) -> str:
 
 
 def _pieces(request: ResponsesRequest, question: str) -> list[Any]:
-    outputs = [item for item in request.input if item.get("type") == "function_call_output"]
+    outputs = _outputs(request)
     form = (request.text or {}).get("format", {"type": "text"})
     if outputs:
         return _words("The tools say: " + ", ".join(item["output"] for item in outputs))

@@ -131,6 +131,7 @@ def test_what_the_responses_api_cannot_say_is_refused_by_name(name, value):
         chat_to_responses(chat(**{name: value}))
     assert (caught.value.status, caught.value.param) == (400, name)
     assert name in caught.value.message
+    assert ("Send 'tool" in caught.value.message) == name.startswith("function")
 
 
 @pytest.mark.parametrize(
@@ -178,6 +179,7 @@ def test_a_parameter_at_its_default_is_no_wish():
         "max_tool_calls": None,
     }
     assert responses_to_agent(responses(**explicit)).messages == [USER]
+    assert responses_to_agent(responses(tool_choice="none")).messages == [USER]
     assert responses_to_chat(responses(**explicit)).messages == [USER]
 
 

@@ -43,9 +43,10 @@ def closed() -> threading.Event:
 
 
 @pytest.fixture(scope="module")
-def url(closed: threading.Event) -> Iterator[str]:
-    untraced = load_settings(environ={"AGENT_KIT_MLFLOW_TRACING": "false"})
-    with client_agent(untraced, closed).serve() as url:
+def url(closed: threading.Event, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    store = tmp_path_factory.mktemp("store") / "store.db"
+    environ = {"AGENT_KIT_MLFLOW_TRACING": "false", "AGENT_KIT_STORE_URL": f"sqlite:///{store}"}
+    with client_agent(load_settings(environ=environ), closed).serve() as url:
         yield url
 
 
@@ -224,6 +225,49 @@ def test_openai_takes_every_base_url(url, base):
         assert answer.choices[0].message.content == "Hello from the agent"
 
 
+# The openai client, stored responses -----------------------------------------------------------
+
+
+def test_openai_continues_and_retrieves_a_stored_response(client):
+    first = client.responses.create(model="agent", input="My name is Ada.")
+    second = client.responses.create(
+        model="agent", input="Repeat", previous_response_id=first.id, instructions="Be brief."
+    )
+    assert second.output_text == (
+        "instructions: Be brief. | user: My name is Ada. "
+        "| assistant: Hello from the agent | user: Repeat"
+    )
+    assert client.responses.retrieve(second.id).to_dict() == second.to_dict()
+    (asked_last,) = client.responses.input_items.list(second.id, limit=1).data
+    assert asked_last.content[0].text == "Repeat"
+    client.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(first.id)
+
+
+def test_openai_reads_a_stored_stream_again_from_where_it_was(client):
+    with client.responses.stream(model="agent", input="Hi") as stream:
+        events = list(stream)
+    response_id = events[-1].response.id
+    again = list(client.responses.retrieve(response_id, stream=True))
+    assert [event.sequence_number for event in again] == list(range(len(events)))
+    with client.responses.stream(response_id=response_id, starting_after=4) as rest:
+        kinds = [event.type for event in rest]
+    assert kinds == [event.type for event in events[5:]]
+
+
+def test_openai_polls_follows_and_cancels_a_background_response(client, closed):
+    closed.clear()
+    begun = client.responses.create(model="agent", input="Never end", background=True)
+    assert begun.status in ("queued", "in_progress")
+    for event in client.responses.retrieve(begun.id, stream=True):
+        if event.type == "response.output_text.delta":
+            break
+    assert client.responses.cancel(begun.id).status == "cancelled"
+    assert closed.wait(5)
+    assert client.responses.retrieve(begun.id).status == "cancelled"
+
+
 # The OpenAI Agents SDK -------------------------------------------------------------------------
 
 
@@ -286,6 +330,39 @@ def test_agents_sdk_hands_over_its_instructions_and_a_form(url, face):
     assert result.final_output == Weather(city="Paris", degrees=21)
 
 
+def agents_ask(url: str, questions: list[str], **more: Any) -> list[str]:
+    """What an agent of the SDK answers to one question after another."""
+    import agents
+
+    async def run() -> list[str]:
+        said: list[str] = []
+        async with AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
+            if more.get("session"):
+                more["session"] = agents.OpenAIConversationsSession(openai_client=client)
+            elif "conversation_id" in more:
+                more["conversation_id"] = (await client.conversations.create()).id
+            agent = agents.Agent(name="R", model=agents.OpenAIResponsesModel("agent", client))
+            config = agents.RunConfig(tracing_disabled=True)
+            for question in questions:
+                result = await agents.Runner.run(agent, question, run_config=config, **more)
+                said.append(str(result.final_output))
+                if "previous_response_id" in more:
+                    more["previous_response_id"] = result.last_response_id
+        return said
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [{"previous_response_id": None}, {"conversation_id": ""}, {"session": True}],
+    ids=["previous response", "conversation", "session"],
+)
+def test_agents_sdk_remembers_on_the_server(url, memory):
+    answers = agents_ask(url, ["My name is Ada.", "Repeat"], **memory)
+    assert answers[1] == "user: My name is Ada. | assistant: Hello from the agent | user: Repeat"
+
+
 # The Vercel AI SDK -----------------------------------------------------------------------------
 
 NODE = PROJECT / "tests/node"
@@ -333,3 +410,15 @@ def test_vercel_ai_sdk(url, face, closed, caplog):
     assert told["failed_stream"]["errors"] == ["The model is tired."]
     assert told["stopped"] == {"last": "abort"}
     assert closed.wait(5)
+    if face == "responses":
+        check_memory(told)
+
+
+def check_memory(told: dict) -> None:
+    """What the server remembers for the AI SDK, which refers to stored items by their ids."""
+    before = "user: My name is Ada. | assistant: Hello from the agent | user: Repeat"
+    assert told["continued"]["text"] == told["conversation_id"]["text"] == before
+    assert told["referred"]["text"] == before.replace("My name is Ada.", "Say hello")
+    assert "item_reference" in told["referred"]["input"]
+    assert told["thought_loop"]["text"] == "The tools say: sunny in Paris"
+    assert told["thought_loop"]["input"][1] == "item_reference"

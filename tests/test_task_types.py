@@ -22,6 +22,7 @@ from agent_kit import server as default_face
 from agent_kit.protocol import TASKS, ChatRequest
 from agent_kit.runs import Registry
 from agent_kit.server import AgentServer, create_server
+from agent_kit.settings import load_settings
 
 RESPONSES, CHAT, AGENT = TASKS
 MESSAGES = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -329,15 +330,15 @@ BAD = [
 
 
 @pytest.fixture(scope="module")
-def silent() -> Iterator[dict[str, str]]:
+def silent(tmp_path_factory) -> Iterator[dict[str, str]]:
     """The URL of a server of each chat type."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AGENT_KIT_MLFLOW_TRACING", "false")
-        chat, agent = create_server(CHAT), create_server(AGENT)
-        chat.invoke()(returns)
-        agent.invoke()(returns)
-        with chat.serve() as chat_url, agent.serve() as agent_url:
-            yield {CHAT: chat_url, AGENT: agent_url}
+    folder = tmp_path_factory.mktemp("silent")
+    settings = load_settings(folder, environ={"AGENT_KIT_MLFLOW_TRACING": "false"})
+    chat, agent = create_server(CHAT, settings=settings), create_server(AGENT, settings=settings)
+    chat.invoke()(returns)
+    agent.invoke()(returns)
+    with chat.serve() as chat_url, agent.serve() as agent_url:
+        yield {CHAT: chat_url, AGENT: agent_url}
 
 
 @pytest.mark.parametrize(("task", "body", "param"), BAD, ids=lambda value: str(value)[:40])

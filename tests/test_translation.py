@@ -9,11 +9,15 @@ import httpx2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tracing_support import stored_trace
 
+from agent_kit.drain import DrainKeeper
 from agent_kit.protocol import TASKS, RequestError, parse_request
 from agent_kit.server import AgentServer, create_server
 from agent_kit.translation import make_assembler
 from agent_kit.wire import clean_text, dump_json
+
+pytest_plugins = ["tracing_fixtures"]
 
 RESPONSES, CHAT, AGENT = TASKS
 ASK: dict[str, Any] = {
@@ -106,6 +110,17 @@ def test_an_agents_error_event_is_an_error_in_chat_completions(code, status, cap
     assert chunks[-1]["error"]["message"] == "The model is tired."
     reasons = [choice["finish_reason"] for chunk in chunks[:-1] for choice in chunk["choices"]]
     assert set(reasons) == {None}
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")
+@pytest.mark.parametrize("face", PATHS)
+def test_the_trace_of_an_answer_that_failed_says_so(face, project, monkeypatch, caplog):
+    monkeypatch.setattr(DrainKeeper, "check", lambda self: None)
+    server = create_server(settings=project)
+    server.invoke()(lambda request: {"type": "error", "message": "The model is tired."})
+    with server.serve() as url:
+        trace_id = ask(url, face).headers["x-mlflow-trace-id"]
+    assert stored_trace(project, trace_id).info.state == "ERROR"
 
 
 @pytest.mark.parametrize("task", [CHAT, AGENT])

@@ -122,6 +122,43 @@ const scenarios = {
   },
 };
 
+// What needs stored responses or conversations.
+const remembering = {
+  async continued() {
+    const first = await generateText({ model, prompt: "My name is Ada." });
+    const previousResponseId = first.providerMetadata.openai.responseId;
+    const providerOptions = { openai: { previousResponseId } };
+    const { text } = await generateText({ model, prompt: "Repeat", providerOptions });
+    return { text };
+  },
+  async referred() {
+    const asked = { role: "user", content: "Say hello" };
+    const { response } = await generateText({ model, messages: [asked] });
+    const messages = [asked, ...response.messages, { role: "user", content: "Repeat" }];
+    const again = await generateText({ model, messages });
+    return { text: again.text, input: again.request.body.input.map((item) => item.type) };
+  },
+  async thought_loop() {
+    const asked = [];
+    const result = await generateText({
+      model: openai.responses("gpt-5"),
+      prompt: "Think of the weather in Paris",
+      tools: { get_weather: weather(asked) },
+      stopWhen: stepCountIs(3),
+    });
+    const input = result.request.body.input.map((item) => item.type ?? item.role);
+    return { text: result.text, asked, input };
+  },
+  async conversation_id() {
+    const init = { method: "POST", headers: { "Content-Type": "application/json" }, body: "{}" };
+    const { id } = await (await fetch(`${url}/v1/conversations`, init)).json();
+    const providerOptions = { openai: { conversation: id } };
+    await generateText({ model, prompt: "My name is Ada.", providerOptions });
+    return { text: (await generateText({ model, prompt: "Repeat", providerOptions })).text };
+  },
+};
+if (face === "responses") Object.assign(scenarios, remembering);
+
 const told = {};
 for (const [name, scenario] of Object.entries(scenarios)) {
   try {
