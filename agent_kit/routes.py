@@ -398,6 +398,8 @@ class HostGuard:
         name = re.sub(r":\d+$", "", host).lower()
         if name in allowed:
             return await self._app(scope, receive, send)
+        if scope["type"] == "websocket":
+            return await send({"type": "websocket.close", "code": 1008})
         error = RequestError(
             f"This server does not answer under the name {name!r}. "
             "Add it in settings.ini: [server] allowed_hosts.",

@@ -274,14 +274,20 @@ class State(DeadRuns):
         self.database.close()
 
     async def open_run(
-        self, face: str, request: ResponsesRequest, context: RequestContext
+        self,
+        face: str,
+        request: ResponsesRequest,
+        context: RequestContext,
+        history: History | None = None,
     ) -> AnyRun:
         """Return a run for a request, with the context that it continues.
 
+        history: what it continues, where its caller remembers that; it is stored with the input.
         Raises RequestError where that is not there, and StoreError where it cannot be read.
         """
         owner = owner_of(context)
-        history = await read_history(self.database, request, owner)
+        remembered = history is not None
+        history = history or await read_history(self.database, request, owner)
         new = await resolve_references(self.database, request.input, history.items, owner)
         items = [*history.items, *new]
         if history.items:
@@ -294,7 +300,8 @@ class State(DeadRuns):
         if not request.store and history.conversation_id is None:
             return run
         body = run.assembler.body
-        stored = NewResponse(body, new, owner, history.previous_id, history.root_id)
+        kept = items if remembered else new
+        stored = NewResponse(body, kept, owner, history.previous_id, history.root_id)
         outlives = self.service.settings.server.on_disconnect == "continue"
         if request.background or request.stream:
             self.keeper.start()

@@ -4,15 +4,15 @@ import asyncio
 import json
 import time
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 DELTA = b'"response.output_text.delta"'
 
 
-def prepare(stream: bool) -> bytes:
-    """Write the request that is sent again and again."""
+def prepare(stream: bool, **fields: Any) -> bytes:
+    """Write the request that is sent again and again; `fields` are added to its body."""
     question = [{"role": "user", "content": "Say some words."}]
-    body = json.dumps({"input": question, "stream": stream}).encode()
+    body = json.dumps({"input": question, "stream": stream, **fields}).encode()
     head = f"POST /invocations HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
     return head.encode() + b"Content-Type: application/json\r\n\r\n" + body
 
@@ -77,9 +77,11 @@ class Connection(asyncio.Protocol):
             self.done.set_exception(early) if early else self.done.set_result(None)
 
 
-async def generate(port: int, stream: bool, connections: int, seconds: float) -> Load:
+async def generate(
+    port: int, stream: bool, connections: int, seconds: float, **fields: Any
+) -> Load:
     """Load a server on this machine for `seconds` and count what it answers."""
-    load, request = Load(), prepare(stream)
+    load, request = Load(), prepare(stream, **fields)
     begin = time.perf_counter()
     loop = asyncio.get_running_loop()
     opened = [
