@@ -368,7 +368,7 @@ class ChatInCode(ChatOrders):
         self.closed = True
         self.session.close()
 
-# %% ../nbs/160_chat.ipynb #ace9b1cb
+# %% ../nbs/160_chat.ipynb #c65ece08
 class Chat(ChatInCode):
     """A chat with an agent, shown as a panel when it is the last value of a cell.
 
@@ -433,6 +433,9 @@ class Chat(ChatInCode):
     def _ipython_display_(self) -> None:
         from IPython.display import display
 
+        if self.closed:
+            display(KeptTranscript(self.turns, "ak-closed"))
+            return
         display(self.panel.widget)
         if self._kept is None:
             _shell().events.register("post_run_cell", self.keep)

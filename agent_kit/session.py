@@ -356,7 +356,7 @@ class Session:
             if fresh[-1].answer.status in ("stopped", "failed"):
                 return
 
-# %% ../nbs/154_session.ipynb #74d68413
+# %% ../nbs/154_session.ipynb #f25733a7
 async def _stream_into(
     answer: Answer, target: Target, items: list[dict[str, Any]], options: dict[str, Any]
 ) -> None:
@@ -375,6 +375,8 @@ async def _stream_into(
         answer.stop()
         raise
     except Exception as error:
+        headers = getattr(getattr(error, "response", None), "headers", {})
+        answer.trace_id = answer.trace_id or headers.get("x-mlflow-trace-id", "")
         answer.fail(_explain_client_error(error))
     finally:
         failure_listener.reset(token)

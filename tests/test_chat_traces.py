@@ -26,7 +26,7 @@ def chat(project: Settings) -> Iterator[Chat]:
 
     @server.stream()
     async def multiply(request):  # type: ignore[no-untyped-def]
-        with span("look up <things>", "TOOL"):
+        with span("look up <things>"):
             yield "17 * 23 = "
         yield "391"
 
@@ -43,6 +43,7 @@ def press(chat: Chat, label: str) -> tuple:
 
 def test_thumb_and_comment_are_found_in_mlflow(chat: Chat, project: Settings) -> None:
     answer = chat.send_sync("What is 17*23?")
+    assert answer.status == "completed", answer.trouble
     comment, send = press(chat, "👎")
     comment.value = "Show your work."
     send.click()
@@ -67,6 +68,19 @@ def test_trace_is_a_tree_without_a_tracking_server(chat: Chat, project: Settings
     assert "look up &lt;things&gt;" in tree.value
     assert "17 * 23 = 391" in tree.value
     assert "Open in MLflow" not in tree.value
+
+
+def test_trace_of_a_failure_says_where(chat: Chat) -> None:
+    @chat._server.stream()
+    async def fail(request):  # type: ignore[no-untyped-def]
+        with span("look up"):
+            raise KeyError("weather")
+        yield
+
+    chat.send_sync("?")
+    (tree,) = press(chat, "Trace")
+    assert "ak-broken" in tree.value
+    assert "KeyError" in tree.value
 
 
 def test_saved_case_is_evaluated(chat: Chat, project: Settings) -> None:
