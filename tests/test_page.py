@@ -190,15 +190,35 @@ def test_a_reload_keeps_the_conversation(page: Page, stage: Stage) -> None:
     assert stage.texts() == ["First", "Hello", "Second"]
 
 
-def test_a_reload_in_the_middle_says_what_became_of_the_answer(page: Page, stage: Stage) -> None:
-    stage.steps = ["The first half", threading.Event()]
+def test_a_reload_in_the_middle_goes_on_with_the_answer(page: Page, stage: Stage) -> None:
+    go_on = threading.Event()
+    stage.steps = ["The first half, ", go_on, "the second half."]
     visit(page, stage.url)
     ask(page, "Tell me")
-    expect(answer(page).locator(".message")).to_have_text("The first half")
+    expect(answer(page).locator(".message")).to_have_text("The first half,")
     page.reload()
-    expect(answer(page).locator(".message")).to_have_text("The first half")
-    expect(answer(page).locator(".problem")).to_contain_text("before the answer was complete")
-    assert stage.closed.wait(5)
+    expect(answer(page).locator(".message")).to_have_text("The first half,")
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    assert not stage.closed.is_set()
+    go_on.set()
+    expect(answer(page).locator(".message")).to_have_text("The first half, the second half.")
+    expect_end(page)
+    assert len(stage.requests) == 1
+
+
+def test_a_reload_without_a_store_says_what_became_of_the_answer(page: Page) -> None:
+    stage = Stage(["The first half", threading.Event()])
+    server = untraced_server(STORE_URL="none")
+    server.stream()(stage.answer)
+    with server.serve() as url:
+        visit(page, url)
+        expect(page.get_by_role("button", name="Conversations")).to_be_hidden()
+        ask(page, "Tell me")
+        expect(answer(page).locator(".message")).to_have_text("The first half")
+        page.reload()
+        expect(answer(page).locator(".message")).to_have_text("The first half")
+        expect(answer(page).locator(".problem")).to_contain_text("before the answer was complete")
+        assert stage.closed.wait(5)
 
 
 def test_answers_questions_and_code_can_be_copied(browser: Browser, stage: Stage) -> None:
@@ -295,6 +315,79 @@ def test_files_can_be_attached(page: Page, stage: Stage) -> None:
     assert parts[0]["text"].endswith("42")
     assert parts[1]["image_url"].startswith("data:image/png;base64,")
     expect(page.locator(".question img")).to_be_visible()
+
+
+def test_earlier_conversations_are_listed_opened_and_deleted(page: Page, stage: Stage) -> None:
+    visit(page, stage.url)
+    stage.steps = [call_item("add", '{"a": 1}'), result_item("391"), "It is **391**."]
+    ask(page, "What is 17*23?")
+    expect_end(page)
+    page.get_by_role("button", name="New chat").click()
+    stage.steps = ["Fine."]
+    ask(page, "How are you?")
+    expect_end(page)
+
+    page.get_by_role("button", name="Conversations").click()
+    drawer = page.get_by_role("dialog", name="Conversations")
+    newest = drawer.get_by_role("button", name="How are you?", exact=False).first
+    expect(newest).to_have_attribute("aria-current", "true")
+    drawer.get_by_role("button", name="What is 17*23?").first.click()
+    expect(drawer).to_be_hidden()
+    expect(answer(page).locator(".message")).to_have_text("It is 391.")
+    expect(answer(page).locator("details.tool .tool-name")).to_have_text("add")
+    ask(page, "And 17*24?")
+    expect_end(page)
+    assert stage.texts() == ["What is 17*23?", "It is **391**.", "And 17*24?"]
+
+    page.get_by_role("button", name="Conversations").click()
+    drawer.get_by_role("listitem").filter(has_text="How are you?").hover()
+    drawer.get_by_role("button", name="Delete How are you?").click()
+    expect(drawer.get_by_text("How are you?")).to_have_count(0)
+    page.keyboard.press("Escape")
+    expect(drawer).to_be_hidden()
+
+
+def test_the_server_keeps_what_the_page_shows(page: Page, stage: Stage) -> None:
+    stage.steps = ["One"]
+    visit(page, stage.url)
+    ask(page, "First")
+    expect_end(page)
+    stage.steps = ["Half", threading.Event()]
+    ask(page, "Second")
+    expect(answer(page).locator(".message")).to_have_text("Half")
+    page.keyboard.press("Escape")
+    stage.steps = ["Three"]
+    ask(page, "Third")
+    expect(answer(page).locator(".message")).to_have_text("Three")
+    expect_end(page)
+    whole = ["First", "One", "Second", "Half", "Third"]
+    assert stage.texts() == whole
+    answer(page).get_by_role("button", name="Answer again").click()
+    expect_end(page)
+    assert stage.texts() == whole
+    page.get_by_role("button", name="New chat").click()
+    page.get_by_role("button", name="Undo").click()
+    ask(page, "Fourth")
+    expect(page.locator(".turn")).to_have_count(4)
+    expect_end(page)
+    assert stage.texts() == [*whole, "Three", "Fourth"]
+
+
+def test_a_conversation_that_was_deleted_elsewhere_is_begun_again(page: Page, stage: Stage) -> None:
+    visit(page, stage.url)
+    ask(page, "First")
+    expect_end(page)
+    page.evaluate(
+        """async () => {
+          const list = await (await fetch("agent/conversations?limit=1")).json();
+          await fetch(`v1/conversations/${list.data[0].id}`, { method: "DELETE" });
+        }"""
+    )
+    ask(page, "Second")
+    expect(answer(page).locator(".problem")).to_contain_text("not found")
+    answer(page).get_by_role("button", name="Retry").click()
+    expect(answer(page).locator(".message")).to_have_text("Hello")
+    assert stage.texts() == ["First", "Hello", "Second"]
 
 
 # MLflow uses what SQLAlchemy 2.1 deprecates, and warns of its own type hints on import.

@@ -140,6 +140,7 @@ class Page {
       try {
         const conversation = await readConversation(id);
         this.#leave();
+        find("#toast").hidden = true;
         this.#replace(conversation);
       } catch (error) {
         onProblem(error);
