@@ -777,6 +777,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'agent_kit.events.fold_events': ('events.html#fold_events', 'agent_kit/events.py')},
             'agent_kit.feedback_routes': { 'agent_kit.feedback_routes.FeedbackRequest': ( 'feedback_routes.html#feedbackrequest',
                                                                                           'agent_kit/feedback_routes.py'),
+                                           'agent_kit.feedback_routes._find_trace': ( 'feedback_routes.html#_find_trace',
+                                                                                      'agent_kit/feedback_routes.py'),
                                            'agent_kit.feedback_routes._keep': ( 'feedback_routes.html#_keep',
                                                                                 'agent_kit/feedback_routes.py'),
                                            'agent_kit.feedback_routes._owner': ( 'feedback_routes.html#_owner',

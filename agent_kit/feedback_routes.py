@@ -21,6 +21,7 @@ from .protocol import RequestError
 from .routes import read_json
 from .runs import AgentService
 from .settings import Settings
+from .state import ServedState, owner_of
 from .tracing import TraceNotFoundError, flush_traces, log_feedback, trace_tree
 from .wire import dump_json
 
@@ -33,7 +34,8 @@ class FeedbackRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
-    trace_id: str = Field(pattern=r"^(tr-[0-9a-f]{32}|trace:/\S{1,300})$")
+    trace_id: str | None = Field(default=None, pattern=r"^(tr-[0-9a-f]{32}|trace:/\S{1,300})$")
+    response_id: str | None = Field(default=None, max_length=200)
     value: bool | int | Annotated[float, Field(allow_inf_nan=False)] | _Text
     comment: _Text | None = None
     name: str = Field(default="user_feedback", pattern=r"^[\w .:-]{1,100}$")
@@ -41,11 +43,14 @@ class FeedbackRequest(BaseModel):
 
 def _parse(data: dict[str, Any]) -> FeedbackRequest:
     try:
-        return FeedbackRequest.model_validate(data)
+        parsed = FeedbackRequest.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = str(first["loc"][0]) if first["loc"] else "body"
         raise RequestError(f"{where}: {first['msg']}", param=where) from None
+    if (parsed.trace_id is None) == (parsed.response_id is None):
+        raise RequestError("trace_id: give it, or else response_id.", param="trace_id")
+    return parsed
 
 # %% ../nbs/114_feedback_routes.ipynb #92c03670
 def _owner(trace_id: str, settings: Settings) -> str | None:
@@ -65,24 +70,41 @@ def _owner(trace_id: str, settings: Settings) -> str | None:
     return info.trace_metadata.get("mlflow.trace.user")
 
 
-def _keep(feedback: FeedbackRequest, user: str | None, settings: Settings) -> str:
+def _keep(trace_id: str, feedback: FeedbackRequest, user: str | None, settings: Settings) -> str:
     """Store the feedback and return the id of the assessment; blocks."""
-    if user and _owner(feedback.trace_id, settings) != user:
+    if user and _owner(trace_id, settings) != user:
         raise TraceNotFoundError(f"not a trace of {user}")
-    return log_feedback(**feedback.model_dump(), user=user)
+    said = feedback.model_dump(include={"value", "comment", "name"})
+    return log_feedback(trace_id, **said, user=user)
 
-# %% ../nbs/114_feedback_routes.ipynb #6f04ea71
+# %% ../nbs/114_feedback_routes.ipynb #596d03ab
+async def _find_trace(
+    feedback: FeedbackRequest, context: RequestContext, state: ServedState | None
+) -> str:
+    if feedback.response_id is None:
+        return feedback.trace_id or ""
+    if state is None:
+        message = "This server stores no responses: send trace_id instead of response_id."
+        raise RequestError(message, param="response_id")
+    stored = await state.find(feedback.response_id, owner_of(context))
+    trace_id = (stored.body.get("metadata") or {}).get("trace_id")
+    if not trace_id:
+        message = "This response was not traced, so there is nothing to judge."
+        raise RequestError(message, param="response_id", code="trace_not_found", status=404)
+    return trace_id
+
+# %% ../nbs/114_feedback_routes.ipynb #ae07cb2a
 _UNTRACED = "This server keeps no traces, so no feedback (settings.ini: [mlflow] tracing)."
 _UNAVAILABLE = "The feedback could not be stored: MLflow does not answer. Try again later."
 
 
-async def _store(feedback: FeedbackRequest, user: str | None, settings: Settings) -> str:
-    if not settings.mlflow.tracing:
-        raise RequestError(_UNTRACED, code="tracing_off", status=409)
+async def _store(
+    trace_id: str, feedback: FeedbackRequest, user: str | None, settings: Settings
+) -> str:
     try:
-        return await asyncio.to_thread(_keep, feedback, user, settings)
+        return await asyncio.to_thread(_keep, trace_id, feedback, user, settings)
     except TraceNotFoundError:
-        message = f"There is no trace {feedback.trace_id!r}."
+        message = f"There is no trace {trace_id!r}."
         raise RequestError(message, param="trace_id", code="trace_not_found", status=404) from None
     except TimeoutError:
         raise RequestError(
@@ -90,16 +112,24 @@ async def _store(feedback: FeedbackRequest, user: str | None, settings: Settings
         ) from None
 
 
-def add_feedback_routes(app: FastAPI, service: AgentService) -> None:
-    """Let an application take feedback on the answers of an agent."""
+def add_feedback_routes(
+    app: FastAPI, service: AgentService, state: ServedState | None = None
+) -> None:
+    """Let an application take feedback on the answers of an agent.
+
+    service: whose answers; state: where responses are stored, if they are.
+    """
 
     async def feedback(request: HttpRequest) -> HttpResponse:
         """Judge an answer; the judgement becomes an MLflow assessment on its trace."""
         headers = dict(request.headers)
         parsed = _parse(await read_json(headers, request.receive, service))
-        user = RequestContext(request_id="", headers=headers).user
-        assessment = await _store(parsed, user, service.settings)
-        body = {"trace_id": parsed.trace_id, "assessment_id": assessment}
+        if not service.settings.mlflow.tracing:
+            raise RequestError(_UNTRACED, code="tracing_off", status=409)
+        context = RequestContext(request_id="", headers=headers)
+        trace_id = await _find_trace(parsed, context, state)
+        assessment = await _store(trace_id, parsed, context.user, service.settings)
+        body = {"trace_id": trace_id, "assessment_id": assessment}
         return HttpResponse(dump_json(body), media_type="application/json")
 
     schema = {"application/json": {"schema": FeedbackRequest.model_json_schema()}}

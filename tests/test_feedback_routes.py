@@ -69,6 +69,18 @@ def test_feedback_becomes_an_assessment_of_its_user(traced, project, monkeypatch
     assert [value for value, *_ in assessments(project, trace_id)] == [0.5]
 
 
+def test_a_stored_response_names_its_trace(traced, project):
+    body = {"input": "What?"}
+    answer = httpx2.post(f"{traced}/v1/responses", json=body, headers=ADA).json()
+    refused = judge(traced, EVE, response_id=answer["id"], value=True)
+    assert refused.status_code == 404
+    stored = judge(traced, ADA, response_id=answer["id"], value=True)
+    assert stored.json()["trace_id"] == answer["metadata"]["trace_id"]
+    assert len(assessments(project, stored.json()["trace_id"])) == 1
+    nowhere = judge(traced, ADA, response_id="resp_0", value=True)
+    assert nowhere.status_code == 404
+
+
 def test_the_trace_of_somebody_else_does_not_exist(traced):
     trace_id = ask(traced, ADA)
     refused = judge(traced, EVE, trace_id=trace_id, value=True)
@@ -86,7 +98,10 @@ def untraced() -> Iterator[str]:
 
 BAD = [
     ({"value": True}, "trace_id"),
+    ({"trace_id": "", "value": True}, "trace_id"),
     ({"trace_id": UNKNOWN}, "value"),
+    ({"trace_id": UNKNOWN, "response_id": "resp_1", "value": True}, "trace_id"),
+    ({"response_id": 17, "value": True}, "response_id"),
     ({"trace_id": UNKNOWN, "value": None}, "value"),
     ({"trace_id": UNKNOWN, "value": {"a": 1}}, "value"),
     ({"trace_id": "../../etc", "value": True}, "trace_id"),

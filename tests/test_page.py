@@ -311,9 +311,16 @@ def test_files_can_be_attached(page: Page, stage: Stage) -> None:
     ask(page, "What is this?")
     expect_end(page)
     parts = stage.requests[-1].input[0]["content"]
-    assert [part["type"] for part in parts] == ["input_text", "input_image", "input_text"]
-    assert parts[0]["text"].endswith("42")
-    assert parts[1]["image_url"].startswith("data:image/png;base64,")
+    assert [part["type"] for part in parts] == ["input_text", "input_text", "input_image"]
+    assert parts[1]["text"].endswith("42")
+    assert parts[2]["image_url"].startswith("data:image/png;base64,")
+    expect(page.locator(".question img")).to_be_visible()
+
+    page.get_by_role("button", name="New chat").click()
+    page.get_by_role("button", name="Conversations").click()
+    page.get_by_role("dialog").get_by_role("button", name="What is this?").first.click()
+    expect(page.locator(".bubble")).to_have_text("What is this?")
+    expect(page.locator(".question .chip")).to_have_text(["note.txt", "Picture"])
     expect(page.locator(".question img")).to_be_visible()
 
 

@@ -58,7 +58,7 @@ function questionItem({ text, attachments }) {
       : { type: "input_text", text: `File ${name}:\n\n${data}` },
   );
   const words = text ? [{ type: "input_text", text }] : [];
-  return { role: "user", content: [...parts, ...words] };
+  return { role: "user", content: [...words, ...parts] };
 }
 
 /**

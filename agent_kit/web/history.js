@@ -77,15 +77,17 @@ export async function readConversation(id) {
  */
 function newTurn({ content }) {
   const parts = typeof content === "string" ? [{ type: "input_text", text: content }] : content;
-  const texts = parts.filter((/** @type {Item} */ part) => typeof part.text === "string");
-  const images = parts.filter((/** @type {Item} */ part) => part.type === "input_image");
-  const attachments = images.map(({ image_url: data }) => ({
-    name: "Picture",
-    type: "image/*",
-    data: /^data:image\//.test(data) ? data : "",
-  }));
-  const text = texts.map((/** @type {Item} */ part) => part.text).join("\n\n");
-  const question = { text, attachments };
+  const attachments = [];
+  const words = [];
+  for (const { type, text = "", image_url: image } of parts) {
+    const [, name, data] = /^File ([^\n]+):\n\n([^]*)$/.exec(text) ?? [];
+    if (name) attachments.push({ name, type: "text/plain", data });
+    else if (text) words.push(text);
+    if (type === "input_image" && /^data:image\//.test(image)) {
+      attachments.push({ name: "Picture", type: "image/*", data: image });
+    }
+  }
+  const question = { text: words.join("\n\n"), attachments };
   const answer = { ...newAnswer(), status: /** @type {const} */ ("stopped"), isKept: true };
   return { question, answer };
 }
