@@ -111,7 +111,7 @@ async def _store(
             _UNAVAILABLE, type="server_error", code="mlflow_unavailable", status=503
         ) from None
 
-
+# %% ../nbs/114_feedback_routes.ipynb #66abe6df
 def add_feedback_routes(
     app: FastAPI, service: AgentService, state: ServedState | None = None
 ) -> None:

@@ -33,6 +33,7 @@ from .settings import Settings, get_settings
 from .state import open_state
 from .state_routes import add_state_routes
 from .tracing import close_tracing
+from .websocket import add_websocket_routes
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -64,6 +65,7 @@ class AgentApp:
         if self.state:
             add_state_routes(self.app, self.state)
             add_conversation_routes(self.app, self.state)
+            add_websocket_routes(self.app, self.state)
         add_feedback_routes(self.app, self.service, self.state)
         self.app.state.agent_server = self
         self._lives = 0
