@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -249,3 +250,24 @@ def test_a_stopped_server_leaves_no_run_behind(tmp_path):
         ended = cluster.get(running)
         assert ended["status"] == "failed"
         assert "stopped" in ended["error"]["message"]
+
+
+def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path):
+    with Cluster(tmp_path) as cluster:
+        kept = [cluster.post(input="Hello") for _ in range(3)]
+        limits = resource.RLIMIT_FSIZE
+        _, hard = resource.prlimit(cluster.process.pid, limits)
+        log = tmp_path / ".agent_kit/store.db-wal"
+        resource.prlimit(cluster.process.pid, limits, (log.stat().st_size + 30_000, hard))
+        url, body = f"{cluster.url}/v1/responses", {"input": "Hello " * 1000}
+        for _ in range(100):
+            answer = cluster.http.post(url, json=body)
+            if answer.status_code != 200:
+                break
+            kept.append(answer.json())
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "store_full"
+        for response in kept:
+            assert cluster.get(response["id"]) == response
+        resource.prlimit(cluster.process.pid, limits, (hard, hard))
+        assert cluster.post(input="Hello")["status"] == "completed"

@@ -1,0 +1,123 @@
+"""The database behind the store: its tables, its limits and its failures."""
+
+import contextlib
+import sqlite3
+import time
+
+import httpx2
+import pytest
+from sqlalchemy import text
+from test_state import make_server, no_threads_of_the_store_are_left  # noqa: F401
+
+from agent_kit import run_log, store_schema
+from agent_kit.database import Database
+from agent_kit.keeper import Keeper
+from agent_kit.sections import StoreSettings
+from agent_kit.store_schema import (
+    StoreError,
+    make_engine,
+    migrate,
+    prepare_database,
+    store_tables,
+)
+
+
+def file_url(tmp_path, name="store.db") -> str:
+    return f"sqlite:///{tmp_path}/{name}"
+
+
+def test_the_migrations_make_the_tables_that_are_declared(tmp_path):
+    from alembic.autogenerate import compare_metadata
+    from alembic.runtime.migration import MigrationContext
+
+    engine = make_engine(file_url(tmp_path))
+    with engine.connect() as connection, connection.begin():
+        migrate(connection)
+        context = MigrationContext.configure(connection)
+        assert context.get_current_revision() == store_schema.SCHEMA_VERSION
+        assert compare_metadata(context, store_tables().metadata) == []
+    prepare_database(engine)
+    engine.dispose()
+
+
+def test_an_older_database_is_migrated_and_a_newer_one_is_refused(tmp_path):
+    engine = make_engine(file_url(tmp_path))
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32))"))
+    prepare_database(engine)
+    with engine.begin() as connection:
+        assert connection.execute(text("SELECT count(*) FROM responses")).scalar() == 0
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(StoreError, match="newer version"):
+        prepare_database(engine)
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("mysql://host/database", "neither sqlite"),
+        ("nonsense", "neither sqlite"),
+        ("sqlite:///:memory:", "names no file"),
+        ("sqlite:////proc/store/store.db", "cannot be used"),
+        ("postgresql://user:hunter2@127.0.0.1:1/none", "cannot be used"),
+    ],
+)
+def test_a_database_that_cannot_be_used_says_so_without_secrets(url, message):
+    database = Database(url)
+    with pytest.raises(StoreError, match=message) as caught:
+        database.read_now(lambda connection: None)
+    assert caught.value.status == 503
+    assert "hunter2" not in caught.value.message
+    database.close()
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(store_schema, "_BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(run_log, "_PATIENCE_SECONDS", 0.2)
+
+
+def test_a_locked_database_is_a_clear_error_and_loses_nothing(tmp_path, impatient, caplog):
+    server = make_server()
+    with server.serve() as url:
+        kept = httpx2.post(f"{url}/v1/responses", json={"input": "Hi"}).json()
+        with contextlib.closing(sqlite3.connect(tmp_path / ".agent_kit/store.db")) as other:
+            other.execute("BEGIN IMMEDIATE")
+            refused = httpx2.post(f"{url}/v1/responses", json={"input": "Hi"}, timeout=30)
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "store_busy"
+            background = {"input": "slowly", "background": True}
+            refused = httpx2.post(f"{url}/v1/responses", json=background, timeout=30)
+            assert refused.status_code == 503
+            streamed = {"input": "slowly", "stream": True}
+            answer = httpx2.post(f"{url}/v1/responses", json=streamed, timeout=30)
+            assert '"store_busy"' in answer.text
+            assert "output_text.delta" not in answer.text, "shown, though it was not stored"
+            other.rollback()
+        assert httpx2.get(f"{url}/v1/responses/{kept['id']}").json() == kept
+        follow = {"input": "Hi", "previous_response_id": kept["id"]}
+        assert httpx2.post(f"{url}/v1/responses", json=follow).status_code == 200
+
+
+def test_old_chains_are_forgotten_as_a_whole_and_too_large_ones_first(tmp_path):
+    server = make_server()
+    with server.serve() as url:
+        path = f"{url}/v1/responses"
+        old = httpx2.post(path, json={"input": "Hi"}).json()["id"]
+        chain = httpx2.post(path, json={"input": "Hi"}).json()["id"]
+        follow = {"input": "Hi", "previous_response_id": chain}
+        newest = httpx2.post(path, json=follow).json()["id"]
+        with contextlib.closing(sqlite3.connect(tmp_path / ".agent_kit/store.db")) as other:
+            past = time.time() - 100_000
+            change = "UPDATE responses SET created_at = ? WHERE id IN (?, ?)"
+            other.execute(change, (past, old, chain))
+            other.commit()
+        Keeper(server.state.hub, StoreSettings(days=1), lambda run: None).forget()
+        found = [httpx2.get(f"{path}/{one}").status_code for one in (old, chain, newest)]
+        assert found == [404, 200, 200]
+        with contextlib.closing(sqlite3.connect(tmp_path / ".agent_kit/store.db")) as other:
+            other.execute("UPDATE responses SET created_at = ?", (time.time() - 1000,))
+            other.commit()
+        Keeper(server.state.hub, StoreSettings(max_bytes=1), lambda run: None).forget()
+        assert httpx2.get(f"{path}/{newest}").status_code == 404
