@@ -1454,6 +1454,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'agent_kit.routes._add_error_handlers': ('routes.html#_add_error_handlers', 'agent_kit/routes.py'),
                                   'agent_kit.routes._add_small_routes': ('routes.html#_add_small_routes', 'agent_kit/routes.py'),
                                   'agent_kit.routes._allowed_hosts': ('routes.html#_allowed_hosts', 'agent_kit/routes.py'),
+                                  'agent_kit.routes._declare_path_parameters': ( 'routes.html#_declare_path_parameters',
+                                                                                 'agent_kit/routes.py'),
                                   'agent_kit.routes._error_response': ('routes.html#_error_response', 'agent_kit/routes.py'),
                                   'agent_kit.routes._headers': ('routes.html#_headers', 'agent_kit/routes.py'),
                                   'agent_kit.routes._info': ('routes.html#_info', 'agent_kit/routes.py'),

@@ -261,6 +261,10 @@ class AgentEndpoint:
             await run.stream(sink)
             if not run.cancelled:
                 await sink.close(*self._trace_frames(run), DONE)
+        except asyncio.CancelledError:
+            if sink.opened and not run.cancelled:  # the server stops; the caller is still there
+                await sink.close(DONE)
+            raise
         finally:
             sink.abandon()
 
@@ -447,6 +451,11 @@ def create_app(service: AgentService, lifespan: Any = None) -> FastAPI:
     add_page(app, service)
     app.add_middleware(HostGuard, find_allowed=lambda: _allowed_hosts(service))
     app.openapi = lambda: _openapi(app, service)
+
+    async def document() -> dict[str, Any]:
+        return app.openapi() | {"servers": [{"url": "/api"}]}
+
+    app.add_api_route("/api/openapi.json", document, include_in_schema=False)
     return app
 
 # %% ../nbs/110_routes.ipynb #fdbb151a
@@ -459,7 +468,21 @@ def _openapi(app: FastAPI, service: AgentService) -> dict[str, Any]:
         schemas = schema.setdefault("components", {}).setdefault("schemas", {})
         for path, face in _AGENT_PATHS.items():
             schema["paths"][path] = {"post": _operation(face or service.task, path, schemas)}
+        _declare_path_parameters(schema["paths"])
     return app.openapi_schema or {}
+
+
+def _declare_path_parameters(paths: dict[str, Any]) -> None:
+    # FastAPI knows only the parameters of a function's signature; some routes read the path.
+    for path, operations in paths.items():
+        for operation in operations.values():
+            parameters = operation.setdefault("parameters", [])
+            declared = {parameter["name"] for parameter in parameters}
+            parameters += [
+                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+                for name in re.findall(r"{(\w+)}", path)
+                if name not in declared
+            ]
 
 
 def _operation(face: str, path: str, schemas: dict[str, Any]) -> dict[str, Any]:

@@ -185,7 +185,7 @@ class ServerSettings(Section):
         default=4_000_000, ge=1_000, description="the largest request accepted"
     )
     shutdown_seconds: float = Field(
-        default=12, ge=0, description="time to finish answers at the end"
+        default=11, ge=0, description="time to finish answers at the end"
     )
     on_disconnect: Literal["cancel", "continue"] = Field(
         default="cancel",

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -82,6 +83,43 @@ def test_the_openapi_document_describes_the_agents_routes(echo):
     reference = document["paths"]["/v1/responses"]["post"]["requestBody"]["content"]
     name = reference["application/json"]["schema"]["$ref"].rpartition("/")[2]
     assert "input" in document["components"]["schemas"][name]["properties"]
+
+
+def references(part):
+    """Yield every `$ref` in a JSON document."""
+    for key, value in part.items() if isinstance(part, dict) else enumerate(part):
+        if key == "$ref" and isinstance(value, str):
+            yield value
+        elif isinstance(value, dict | list):
+            yield from references(value)
+
+
+def test_the_openapi_document_is_sound(echo):
+    document = httpx2.get(f"{echo}/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    for reference in references(document):
+        assert reference.removeprefix("#/components/schemas/") in schemas
+    found = [
+        (path, operation)
+        for path, operations in document["paths"].items()
+        for operation in operations.values()
+    ]
+    assert len({operation["operationId"] for _, operation in found}) == len(found)
+    for path, operation in found:
+        declared = {it["name"] for it in operation["parameters"] if it["in"] == "path"}
+        assert declared == set(re.findall(r"{(\w+)}", path)), path
+    below = httpx2.get(f"{echo}/api/openapi.json").json()
+    assert below["servers"] == [{"url": "/api"}]
+    assert below["paths"] == document["paths"]
+
+
+def test_every_route_of_the_document_is_below_api_too(echo):
+    for path, operations in httpx2.get(f"{echo}/openapi.json").json()["paths"].items():
+        for method in operations:
+            answer = httpx2.request(method, f"{echo}/api{path}", json={})
+            told = answer.json().get("error", {}).get("message", "")
+            assert not told.startswith("There is nothing at"), path
+            assert answer.status_code != 405, path
 
 
 def test_the_page_is_served_with_a_strict_policy(echo):

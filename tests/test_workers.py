@@ -271,3 +271,16 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path):
             assert cluster.get(response["id"]) == response
         resource.prlimit(cluster.process.pid, limits, (hard, hard))
         assert cluster.post(input="Hello")["status"] == "completed"
+
+
+def test_a_stream_that_the_server_cuts_at_its_end_says_so(tmp_path):
+    with Cluster(tmp_path, AGENT_KIT_SERVER_SHUTDOWN_SECONDS="0.2") as cluster:
+        body = {"input": "wait", "stream": True}
+        with cluster.http.stream("POST", f"{cluster.url}/v1/responses", json=body) as answer:
+            lines = answer.iter_lines()
+            assert any("output_text.delta" in line for line in lines)
+            cluster.process.terminate()
+            rest = [line for line in lines if line]
+        assert rest[-3] == "event: response.failed"
+        assert "stopped" in rest[-2]
+        assert rest[-1] == "data: [DONE]"
