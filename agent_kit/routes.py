@@ -472,19 +472,6 @@ def _openapi(app: FastAPI, service: AgentService) -> dict[str, Any]:
     return app.openapi_schema or {}
 
 
-def _declare_path_parameters(paths: dict[str, Any]) -> None:
-    # FastAPI knows only the parameters of a function's signature; some routes read the path.
-    for path, operations in paths.items():
-        for operation in operations.values():
-            parameters = operation.setdefault("parameters", [])
-            declared = {parameter["name"] for parameter in parameters}
-            parameters += [
-                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-                for name in re.findall(r"{(\w+)}", path)
-                if name not in declared
-            ]
-
-
 def _operation(face: str, path: str, schemas: dict[str, Any]) -> dict[str, Any]:
     model = _REQUEST_MODELS[face]
     described = model.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -501,3 +488,16 @@ def _operation(face: str, path: str, schemas: dict[str, Any]) -> dict[str, Any]:
             "4XX": {"description": "What is wrong with the request, by name"},
         },
     }
+
+# %% ../nbs/110_routes.ipynb #7a11c0d4
+def _declare_path_parameters(paths: dict[str, Any]) -> None:
+    # FastAPI knows only the parameters of a function's signature; some routes read the path.
+    for path, operations in paths.items():
+        for operation in operations.values():
+            parameters = operation.setdefault("parameters", [])
+            declared = {parameter["name"] for parameter in parameters}
+            parameters += [
+                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+                for name in re.findall(r"{(\w+)}", path)
+                if name not in declared
+            ]
