@@ -106,7 +106,8 @@ class LogStorage:
     @property
     def opened(self) -> bool:
         """Whether the run can no longer be answered with an HTTP error."""
-        return self.begun or bool(self.caller and self.caller.opened)
+        opening = self.begun or self._flusher is not None
+        return opening or bool(self.caller and self.caller.opened)
 
     async def begin(self) -> None:
         """Store the beginning of the run now. Raises `StoreError` where that fails."""
