@@ -386,8 +386,8 @@ def test_a_conversation_that_was_deleted_elsewhere_is_begun_again(page: Page, st
     expect_end(page)
     page.evaluate(
         """async () => {
-          const list = await (await fetch("agent/conversations?limit=1")).json();
-          await fetch(`v1/conversations/${list.data[0].id}`, { method: "DELETE" });
+          const { id } = JSON.parse(sessionStorage.getItem("agent-kit:conversation:/"));
+          await fetch(`v1/conversations/${id}`, { method: "DELETE" });
         }"""
     )
     ask(page, "Second")
