@@ -7,6 +7,7 @@ __all__ = ['Lifespan', 'InProcessTransport', 'connect_in_process', 'post_in_proc
 
 # %% ../nbs/130_client.ipynb #8a6bb179
 import asyncio
+import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import TYPE_CHECKING, Any
@@ -82,12 +83,14 @@ class InProcessTransport(httpx2.AsyncBaseTransport):
         self._app = app
         self._lifespan: Lifespan = lifespan or app.router.lifespan_context
         self._end = asyncio.Event()
+        self._exchanges: weakref.WeakSet[_Exchange] = weakref.WeakSet()
         self._life: asyncio.Task[None] | None = None
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Return the application's answer as soon as its headers are there."""
         await self._begin()
         exchange = _Exchange(self._app, _scope(request), await request.aread())
+        self._exchanges.add(exchange)
         try:
             start = await exchange.started
         except BaseException:
@@ -96,7 +99,8 @@ class InProcessTransport(httpx2.AsyncBaseTransport):
         return httpx2.Response(start["status"], headers=start["headers"], stream=exchange)
 
     async def aclose(self) -> None:
-        """End the application's lifespan."""
+        """Hang up on answers under way, and end the application's lifespan."""
+        await asyncio.gather(*(exchange.aclose() for exchange in list(self._exchanges)))
         self._end.set()
         if self._life:
             await self._life

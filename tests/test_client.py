@@ -65,6 +65,35 @@ def test_leaving_a_stream_early_closes_the_agent():
     asyncio.run(talk())
 
 
+def test_closing_the_client_hangs_up_on_a_stream_that_was_left_open():
+    server = create_server()
+    ended = []
+
+    @server.stream()
+    async def answer(request):
+        try:
+            yield "begun"
+            await asyncio.sleep(60)
+        finally:
+            ended.append(asyncio.get_running_loop().time())
+
+    async def talk():
+        async with server.client() as client:
+            messages = [{"role": "user", "content": "Hi"}]
+            stream = await client.chat.completions.create(
+                model="any", messages=messages, stream=True
+            )
+            async for chunk in stream:
+                if chunk.choices[0].delta.content:
+                    break
+            left = asyncio.get_running_loop().time()
+        assert ended[0] - left < 5
+        assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+        await stream.close()
+
+    asyncio.run(talk())
+
+
 def test_context_variables_of_the_caller_reach_the_agent():
     server = create_server()
     server.invoke()(lambda request: WHO.get())
