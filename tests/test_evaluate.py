@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from agent_kit.evaluate import evaluate
 from agent_kit.evaluation import EvaluationError, read_evaluation, save_evaluation
 from agent_kit.evaluation_log import EvaluationLog
 from agent_kit.results import ThresholdError
+from agent_kit.runs import Registry
 from agent_kit.scorers import Score, expectation, scorer
 from agent_kit.sections import Settings
 from agent_kit.server import AgentServer, ServerError, create_server
@@ -199,7 +200,15 @@ def test_within_a_running_loop(untraced: Settings) -> None:
     assert asyncio.run(cell()) == 1
 
 
-def test_interrupting_the_cell_stops_the_agent(untraced: Settings) -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as in a notebook's kernel; processes that run tests side by side ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_interrupting_the_cell_stops_the_agent(untraced: Settings, interruptible: None) -> None:
     server, stopped = create_server(settings=untraced), []
 
     @server.invoke()
@@ -320,7 +329,8 @@ def test_what_cannot_be_evaluated(
         evaluate(unasked(untraced), **{"dataset": ["a"], "log": False, **options})
 
 
-def test_without_an_agent(untraced: Settings) -> None:
+def test_without_an_agent(untraced: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent_kit.server.default_registry", Registry())
     with pytest.raises(ServerError, match="No agent is registered"):
         evaluate(create_server(settings=untraced), dataset=["a"], log=False)
 

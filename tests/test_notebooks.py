@@ -26,7 +26,9 @@ def project(tmp_path: Path) -> Path:
 
 
 def _files(project: Path) -> set[Path]:
-    return {path for path in project.rglob("*") if "__pycache__" not in path.parts}
+    """What a notebook may not leave: all but caches and the kit's own folder."""
+    passing = {"__pycache__", ".agent_kit"}
+    return {path for path in project.rglob("*") if not passing.intersection(path.parts)}
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)

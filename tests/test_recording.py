@@ -188,8 +188,11 @@ def test_a_model_that_was_made_before_is_on_record_within_the_block_only(path):
 
 
 def test_an_agent_replays_its_calls_of_tools(path, monkeypatch):
-    monkeypatch.setenv("AGENT_KIT_MLFLOW_TRACING", "false")
     from agent_kit.agent import server
+
+    untraced = server.settings.mlflow.model_copy(update={"tracing": False})
+    settings = server.settings.model_copy(update={"mlflow": untraced})
+    monkeypatch.setattr(server.service, "settings", settings)
 
     async def answer():
         async with server.client() as client:
