@@ -38,7 +38,8 @@ class RequestContext:
     `headers`: the HTTP headers, names in lower case. `task`: the task type that is spoken, such as
     `agent/v1/responses`. `user`: a label for whoever asks, by default what the proxy's headers
     claim; never a proof. `custom`: whatever else the caller sent for the agent. `body`: the body of
-    the request as it was sent. `attempt`: 2 or more where a run is repeated after a crash.
+    the request as it was sent. `attempt`: 2 or more where a run is repeated after a crash. `items`:
+    the whole context of a request to the Responses API, with what it continues.
     """
 
     request_id: str
@@ -50,6 +51,7 @@ class RequestContext:
     custom: Mapping[str, Any] = field(default_factory=dict, repr=False)
     body: Mapping[str, Any] = field(default_factory=dict, repr=False)
     attempt: int = 1
+    items: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         if self.user is None:

@@ -143,8 +143,8 @@ class PageFiles(StaticFiles):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request for a file."""
-        if scope["type"] != "http":
-            return
+        if scope["type"] == "websocket":
+            return await send({"type": "websocket.close"})
         if scope["method"] not in ("GET", "HEAD"):
             raise HTTPException(404)
 

@@ -494,6 +494,8 @@ class AgentService:
         begun: what has a part of the answer already, where a run is repeated.
         """
         _note_speaker(context, request)
+        if isinstance(request, ResponsesRequest):
+            context.items = request.input
         trace = start_trace(
             "agent", inputs=context.body, context=context, settings=self.settings, task=self.task
         )

@@ -65,8 +65,8 @@ class AgentApp:
         if self.state:
             add_state_routes(self.app, self.state)
             add_conversation_routes(self.app, self.state)
-            add_websocket_routes(self.app, self.state)
         add_feedback_routes(self.app, self.service, self.state)
+        add_websocket_routes(self.app, self.service, self.state)
         self.app.state.agent_server = self
         self._lives = 0
 
@@ -137,8 +137,12 @@ def _serve_in_thread(app: FastAPI, host: str, port: int) -> Iterator[str]:
 
 def uvicorn_options() -> dict[str, Any]:
     """Return the options with which uvicorn runs every server of the kit."""
+    server = get_settings().server
     return {
-        "timeout_graceful_shutdown": get_settings().server.shutdown_seconds,
+        "timeout_graceful_shutdown": server.shutdown_seconds,
+        # A message beyond the limit is told so by name; one far beyond it ends its connection.
+        "ws_max_size": 2 * server.max_body_bytes,
+        "ws_per_message_deflate": False,
         "access_log": False,
         "server_header": False,
         "log_level": "info",
