@@ -75,15 +75,20 @@ def main() -> None:
     """Measure and print two tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="rough numbers in half a minute")
-    quick = parser.parse_args().quick
-    rounds, seconds = (2, 1.0) if quick else (5, 4.0)
+    parser.add_argument("--rounds", type=int, help="how often each kind of request is loaded")
+    parser.add_argument("--seconds", type=float, help="how long each load lasts")
+    parser.add_argument("--turns", type=int, help="the length of the chain, at least 100")
+    arguments = parser.parse_args()
+    rounds, seconds, turns = (2, 1.0, 200) if arguments.quick else (5, 4.0, 1000)
+    rounds, seconds = arguments.rounds or rounds, arguments.seconds or seconds
+    turns = max(100, arguments.turns or turns)
     with tempfile.TemporaryDirectory() as folder, running("agent-kit", folder) as server:
-        rate(server, False, True, 1.0)
+        rate(server, False, True, min(seconds, 1.0))
         print(f"| {CONNECTIONS} connections | not stored | stored | ratio |\n|---|---|---|---|")
         compare_rates(server, False, rounds, seconds)
         compare_rates(server, True, rounds, seconds)
         print("\n| turn | ms | µs for each item of context |\n|---|---|---|")
-        chain(server, 200 if quick else 1000)
+        chain(server, turns)
 
 
 if __name__ == "__main__":
