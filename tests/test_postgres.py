@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 from openai import NotFoundError, OpenAI
-from postgres import postgres
+from postgres_server import PostgresServer
 from sqlalchemy import inspect
 
 from agent_kit.keeper import Keeper
@@ -22,8 +22,8 @@ PATIENCE = 30
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
-    with postgres() as url:
-        yield url
+    with PostgresServer() as server:
+        yield server.new_database()
 
 
 def make_server(database: str) -> AgentServer:
