@@ -190,6 +190,7 @@ def run_server(
     chosen = get_settings().server
     host, port = host or chosen.host, chosen.port if port is None else port
     workers = chosen.workers if workers is None else workers
+    _check_numbers(port, workers)
     if reload and workers > 1:
         raise ServerError("--reload serves with one worker: leave out --workers.")
     if reload:
@@ -215,6 +216,13 @@ def _run_uvicorn(app: Any, host: str, port: int, **options: Any) -> None:
     import uvicorn
 
     uvicorn.run(app, host=host, port=port, **uvicorn_options(), **options)
+
+
+def _check_numbers(port: int, workers: int) -> None:
+    if not 0 <= port <= 65_535:
+        raise ServerError(f"A port is a number from 0, for a free one, to 65535; got {port}.")
+    if workers < 1:
+        raise ServerError(f"A server has at least one worker; got {workers}.")
 
 
 def _share(host: str, port: int) -> None:

@@ -192,6 +192,9 @@ def test_the_server_answers_and_ends_by_a_signal() -> None:
         ("[server]\napp = json:dumps\n", [], "json:dumps is not made by create_server()"),
         ("[server]\napp = json:app\n", [], "The module json has no 'app'"),
         ("", ["--reload", "--workers", "2"], "--reload serves with one worker"),
+        ("", ["--port", "99999"], "A port is a number from 0"),
+        ("", ["--port", "-1"], "A port is a number from 0"),
+        ("", ["--workers", "0"], "A server has at least one worker"),
         ("[server]\ntitel = x\n", [], "did you mean title?"),
     ],
 )
