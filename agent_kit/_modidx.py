@@ -1568,6 +1568,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'agent_kit.runs._note_speaker': ('runs.html#_note_speaker', 'agent_kit/runs.py'),
                                 'agent_kit.runs._outcome': ('runs.html#_outcome', 'agent_kit/runs.py'),
                                 'agent_kit.runs._read_in_thread': ('runs.html#_read_in_thread', 'agent_kit/runs.py'),
+                                'agent_kit.runs._told': ('runs.html#_told', 'agent_kit/runs.py'),
                                 'agent_kit.runs._wanted_type': ('runs.html#_wanted_type', 'agent_kit/runs.py'),
                                 'agent_kit.runs._write': ('runs.html#_write', 'agent_kit/runs.py'),
                                 'agent_kit.runs.explain_failure': ('runs.html#explain_failure', 'agent_kit/runs.py')},

@@ -242,6 +242,11 @@ def explain_failure(error: BaseException, request_id: str) -> Failure:
     return Failure(500, "server_error", message, "server_error")
 
 
+def _told(error: Exception, detail: str) -> str:
+    # A model's failure says what to do; where in the kit it was noticed helps nobody.
+    return redact(error.message) if isinstance(error, ModelError) else detail
+
+
 def _model_status(status: int | None) -> int:
     # A provider that refuses the kit's own key is not the caller's fault: 401 becomes 502.
     return status if status in (400, 404, 413, 429, 503, 504) else 502
@@ -362,7 +367,7 @@ class Run:
         if listener := failure_listener.get():
             listener(error)
         elif failure.status >= 500:
-            _logger.error("Request %s failed.\n%s", self.context.request_id, detail)
+            _logger.error("Request %s failed.\n%s", self.context.request_id, _told(error, detail))
         code = "rate_limit_exceeded" if failure.status == 429 else "server_error"
         events = self.assembler.fail(failure.message, code)
         self._finish_trace("ERROR", detail)
