@@ -16,6 +16,7 @@ from model_stand_in import ModelStandIn, Refusal, Turn
 from openai import AsyncOpenAI, OpenAI
 from stream_checker import check_sse
 
+import agent_kit.agent
 from agent_kit.agent import server
 from agent_kit.runs import default_registry
 from agent_kit.settings import get_settings
@@ -107,6 +108,8 @@ def served(request, monkeypatch) -> Iterator[Served]:
         get_settings.cache_clear()
         # The module is imported anew, and what it registers is forgotten afterwards.
         monkeypatch.setattr(default_registry, "stream_handler", default_registry.stream_handler)
+        # A package also holds its modules as attributes, which outlive what sys.modules forgets.
+        monkeypatch.setattr(agent_kit, "agent", agent_kit.agent)
         monkeypatch.delitem(sys.modules, "agent_kit.agent")
         agent = importlib.import_module("agent_kit.agent")
         with agent.server.serve() as url:
