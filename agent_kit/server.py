@@ -23,12 +23,13 @@ from fastapi import FastAPI
 
 from .conversation_routes import add_conversation_routes
 from .feedback_routes import add_feedback_routes
+from .handlers import Registry, default_registry
+from .handlers import invoke as invoke
+from .handlers import stream as stream
 from .protocol import TASKS
 from .reload import serve_with_reload
 from .routes import create_app
-from .runs import AgentService, Registry, default_registry
-from .runs import invoke as invoke
-from .runs import stream as stream
+from .runs import AgentService
 from .settings import Settings, get_settings
 from .state import open_state
 from .state_routes import add_state_routes

@@ -18,7 +18,7 @@ from stream_checker import check_sse
 
 import agent_kit.agent
 from agent_kit.agent import server
-from agent_kit.runs import default_registry
+from agent_kit.handlers import default_registry
 from agent_kit.settings import get_settings
 
 QUESTION = {"input": [{"role": "user", "content": "What is 17*23?"}]}

@@ -18,8 +18,8 @@ from agent_kit.datasets import DatasetError
 from agent_kit.evaluate import evaluate
 from agent_kit.evaluation import EvaluationError, read_evaluation, save_evaluation
 from agent_kit.evaluation_log import EvaluationLog
+from agent_kit.handlers import Registry
 from agent_kit.results import ThresholdError
-from agent_kit.runs import Registry
 from agent_kit.scorers import Score, expectation, scorer
 from agent_kit.sections import Settings
 from agent_kit.server import AgentServer, ServerError, create_server

@@ -15,7 +15,7 @@ import httpx2
 import pytest
 
 from agent_kit.client import RequestRefused
-from agent_kit.runs import Registry
+from agent_kit.handlers import Registry
 from agent_kit.server import ServerError, create_server, load_server, parse_server_args
 
 QUESTION = {"input": "Hello"}

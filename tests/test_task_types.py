@@ -19,8 +19,8 @@ from openai.types.chat import ChatCompletionChunk as OpenAIChunk
 from openai.types.responses import Response
 
 from agent_kit import server as default_face
+from agent_kit.handlers import Registry
 from agent_kit.protocol import TASKS, ChatRequest
-from agent_kit.runs import Registry
 from agent_kit.server import AgentServer, create_server
 from agent_kit.settings import load_settings
 
