@@ -11,15 +11,15 @@ from typing import Any, TypeAlias
 
 from .wire import RequestError, json_type
 
-# %% ../nbs/016_fields.ipynb #77abdcf4
-Kinds: TypeAlias = type | tuple[type, ...]
-
-
+# %% ../nbs/016_fields.ipynb #564fdb6e
 def missing(param: str) -> RequestError:
     """Say that a required field is absent."""
     return RequestError(
         f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
     )
+
+# %% ../nbs/016_fields.ipynb #add06935
+Kinds: TypeAlias = type | tuple[type, ...]
 
 
 def wrong_type(param: str, expected: Kinds, value: object) -> RequestError:
@@ -32,7 +32,7 @@ def wrong_type(param: str, expected: Kinds, value: object) -> RequestError:
         code="invalid_type",
     )
 
-
+# %% ../nbs/016_fields.ipynb #0adaae4b
 def wrong_value(param: str, value: object, allowed: Collection[str]) -> RequestError:
     """Say that a field is none of the `allowed` strings."""
     shown = f"'{value:.60}'" if isinstance(value, str) else json_type(value)
@@ -56,7 +56,7 @@ def check_fields(value: Mapping[str, Any], fields: Mapping[str, Kinds], path: st
         if not isinstance(found, kinds):
             raise wrong_type(f"{path}.{name}", kinds, found)
 
-
+# %% ../nbs/016_fields.ipynb #d5ea6a0f
 def check_object(value: object, path: str) -> dict[str, Any]:
     """Return `value`, which must be an object; `path` is where it stands."""
     if type(value) is not dict:

@@ -40,12 +40,14 @@ CHAT_PART_FIELDS: dict[str, dict[str, Kinds]] = {
     "refusal": {"refusal": str},
     "reasoning": {"summary": list},
 }
+
+# %% ../nbs/018_items.ipynb #622c2eac
 _SOURCES = {
     "input_image": ("image_url", "file_id"),
     "input_file": ("file_data", "file_id", "file_url"),
 }
 
-# %% ../nbs/018_items.ipynb #622c2eac
+
 def _check_source(part: Mapping[str, Any], names: tuple[str, ...], path: str) -> None:
     given = [name for name in names if part.get(name) is not None]
     if not given:
@@ -58,7 +60,7 @@ def _check_source(part: Mapping[str, Any], names: tuple[str, ...], path: str) ->
         if type(part[name]) is not str:
             raise wrong_type(f"{path}.{name}", str, part[name])
 
-
+# %% ../nbs/018_items.ipynb #bb51c2c3
 def _check_parts(parts: list[Any], known: Mapping[str, Mapping[str, Kinds]], path: str) -> None:
     for index, part in enumerate(parts):
         where = f"{path}[{index}]"
@@ -73,7 +75,7 @@ def _check_parts(parts: list[Any], known: Mapping[str, Mapping[str, Kinds]], pat
         elif kind == "image_url":
             check_fields(part["image_url"], {"url": str}, f"{where}.image_url")
 
-
+# %% ../nbs/018_items.ipynb #7ebf7c9c
 def _check_content(content: object, known: Mapping[str, Mapping[str, Kinds]], path: str) -> None:
     if type(content) is list:
         _check_parts(content, known, path)
@@ -114,9 +116,11 @@ ITEM_FIELDS: dict[str, dict[str, Kinds]] = {
     "compaction": {"encrypted_content": str},
     "compaction_trigger": {},
 }
-MESSAGE_ROLES = ("user", "assistant", "system", "developer")
 
 # %% ../nbs/018_items.ipynb #7df183a8
+MESSAGE_ROLES = ("user", "assistant", "system", "developer")
+
+
 def _check_message(message: dict[str, Any], path: str) -> None:
     role = message.get("role")
     if role is None:
@@ -125,6 +129,13 @@ def _check_message(message: dict[str, Any], path: str) -> None:
         raise wrong_value(f"{path}.role", role, MESSAGE_ROLES)
     if type(message.get("content")) is not str:
         _check_content(message.get("content"), PART_FIELDS, f"{path}.content")
+
+# %% ../nbs/018_items.ipynb #7c17577d
+_PART_LISTS = {
+    "reasoning": ("summary", "content"),
+    "function_call_output": ("output",),
+    "custom_tool_call_output": ("output",),
+}
 
 
 def _check_item(item: Any, path: str) -> None:
@@ -140,13 +151,6 @@ def _check_item(item: Any, path: str) -> None:
     for name in _PART_LISTS.get(kind, ()):
         if item.get(name) is not None and type(item[name]) is not str:
             _check_parts(check_list(item[name], f"{path}.{name}"), PART_FIELDS, f"{path}.{name}")
-
-
-_PART_LISTS = {
-    "reasoning": ("summary", "content"),
-    "function_call_output": ("output",),
-    "custom_tool_call_output": ("output",),
-}
 
 # %% ../nbs/018_items.ipynb #20810d9e
 def check_input(value: object) -> list[dict[str, Any]]:
@@ -214,7 +218,7 @@ def _check_role(message: object, path: str) -> str:
         raise wrong_value(f"{path}.role", role, CHAT_ROLES)
     return role
 
-
+# %% ../nbs/018_items.ipynb #2336cf40
 def _check_messages_list(value: object) -> list[Any]:
     if value is None:
         raise missing("messages")

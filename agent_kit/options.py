@@ -23,27 +23,6 @@ from agent_kit.fields import (
 from .wire import RequestError
 
 # %% ../nbs/017_options.ipynb #623e7737
-TOOL_TYPES = (
-    "function",
-    "custom",
-    "mcp",
-    "web_search",
-    "web_search_2025_08_26",
-    "web_search_preview",
-    "web_search_preview_2025_03_11",
-    "file_search",
-    "code_interpreter",
-    "computer",
-    "computer_use",
-    "computer_use_preview",
-    "image_generation",
-    "local_shell",
-    "shell",
-    "apply_patch",
-    "namespace",
-    "tool_search",
-    "programmatic_tool_calling",
-)
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 
 
@@ -68,7 +47,7 @@ def _check_function(function: dict[str, Any], path: str) -> str:
             raise wrong_type(f"{path}.{field}", kind, function[field])
     return name
 
-
+# %% ../nbs/017_options.ipynb #4a403103
 def _check_unique(names: list[str]) -> None:
     for index, name in enumerate(names):
         if name in names[:index]:
@@ -79,6 +58,29 @@ def _check_unique(names: list[str]) -> None:
             )
 
 # %% ../nbs/017_options.ipynb #424db856
+TOOL_TYPES = (
+    "function",
+    "custom",
+    "mcp",
+    "web_search",
+    "web_search_2025_08_26",
+    "web_search_preview",
+    "web_search_preview_2025_03_11",
+    "file_search",
+    "code_interpreter",
+    "computer",
+    "computer_use",
+    "computer_use_preview",
+    "image_generation",
+    "local_shell",
+    "shell",
+    "apply_patch",
+    "namespace",
+    "tool_search",
+    "programmatic_tool_calling",
+)
+
+
 def check_tools(value: object) -> list[dict[str, Any]]:
     """Return the `tools` of a Responses request; raise RequestError naming what is wrong."""
     tools, names = check_list(value, "tools"), []
@@ -96,7 +98,7 @@ def check_tools(value: object) -> list[dict[str, Any]]:
     _check_unique(names)
     return tools
 
-
+# %% ../nbs/017_options.ipynb #98941f0c
 def check_chat_tools(value: object) -> list[dict[str, Any]]:
     """Return the `tools` of a chat request; raise RequestError naming what is wrong."""
     tools, names = check_list(value, "tools"), []
@@ -143,7 +145,7 @@ def _same_tool(choice: Mapping[str, Any], tool: Mapping[str, Any]) -> bool:
     named = {"function": "name", "custom": "name", "mcp": "server_label"}.get(str(kind))
     return tool["type"] == kind and (named is None or tool.get(named) == choice.get(named))
 
-
+# %% ../nbs/017_options.ipynb #2790cee3
 def check_choice_among(choice: str | dict[str, Any], tools: list[dict[str, Any]]) -> None:
     """Raise RequestError where `tool_choice` asks for a tool that is not among `tools`.
 
@@ -179,7 +181,7 @@ def _check_schema(schema: dict[str, Any], path: str) -> None:
         if schema.get(field) is not None and type(schema[field]) is not kind:
             raise wrong_type(f"{path}.{field}", kind, schema[field])
 
-
+# %% ../nbs/017_options.ipynb #fb9152e0
 def check_text(value: object) -> dict[str, Any]:
     """Return the `text` of a Responses request; raise RequestError naming what is wrong."""
     text = check_object(value, "text")
@@ -194,7 +196,7 @@ def check_text(value: object) -> dict[str, Any]:
             _check_schema(form, "text.format")
     return text
 
-
+# %% ../nbs/017_options.ipynb #db496174
 def check_response_format(value: object) -> dict[str, Any]:
     """Return the `response_format` of a chat request; raise RequestError for what is wrong."""
     form = check_object(value, "response_format")

@@ -27,7 +27,7 @@ from pydantic import (
 def _project_dir(info: ValidationInfo) -> Path:
     return Path((info.context or {}).get("project_dir", ""))
 
-
+# %% ../nbs/005_sections.ipynb #345f28e4
 def _locate_path(path: Path, info: ValidationInfo) -> Path:
     return _project_dir(info) / path.expanduser()
 
@@ -40,6 +40,8 @@ def _locate_database(url: str, info: ValidationInfo) -> str:
 
 
 ProjectPath = Annotated[Path, AfterValidator(_locate_path)]
+
+# %% ../nbs/005_sections.ipynb #3e9cd166
 DatabaseUrl = Annotated[str, AfterValidator(_locate_database)]
 
 # %% ../nbs/005_sections.ipynb #94191ca1
@@ -49,16 +51,20 @@ def _split_lines(value: object) -> object:
     return [line.strip() for line in value.splitlines() if line.strip()]
 
 
+Lines = Annotated[tuple[str, ...], BeforeValidator(_split_lines)]
+
+# %% ../nbs/005_sections.ipynb #95acbd9e
 def _split_words(value: object) -> object:
     return value.replace(",", " ").split() if isinstance(value, str) else value
 
 
+Words = Annotated[tuple[str, ...], BeforeValidator(_split_words)]
+
+# %% ../nbs/005_sections.ipynb #0df4500a
 def _unset_if_empty(value: object) -> object:
     return None if value == "" else value
 
 
-Lines = Annotated[tuple[str, ...], BeforeValidator(_split_lines)]
-Words = Annotated[tuple[str, ...], BeforeValidator(_split_words)]
 OptionalText = Annotated[str | None, BeforeValidator(_unset_if_empty)]
 
 # %% ../nbs/005_sections.ipynb #73cd0ce1
@@ -72,7 +78,7 @@ def _check_model(spec: str) -> str:
     forms = ", ".join(f"{provider}:<name>" for provider in MODEL_PROVIDERS)
     raise ValueError(f"should be offline or one of {forms}")
 
-
+# %% ../nbs/005_sections.ipynb #00ba218e
 def _check_model_name(name: str | None) -> str | None:
     if name is None or re.fullmatch(r"[^.\s/]+\.[^.\s/]+\.[^.\s/]+", name):
         return name
@@ -84,7 +90,7 @@ def _check_app(target: str) -> str:
         return target
     raise ValueError("should be module:variable, such as my_project.agent:app")
 
-
+# %% ../nbs/005_sections.ipynb #3402248f
 def _check_app_name(name: str | None) -> str | None:
     if name is None or re.fullmatch(r"[a-z0-9-]{2,30}", name):
         return name
@@ -116,7 +122,7 @@ class Threshold(BaseModel):
     def __str__(self) -> str:
         return f"{self.metric} {self.comparison} {self.value:g}"
 
-
+# %% ../nbs/005_sections.ipynb #e3010644
 def _parse_threshold(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -139,7 +145,7 @@ class Section(BaseModel):
         frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True
     )
 
-
+# %% ../nbs/005_sections.ipynb #e8c25e5a
 class AgentSettings(Section):
     "`[agent]`: the model behind the agent and the limits of one answer."
 
@@ -268,7 +274,7 @@ class EvaluateSettings(Section):
     repeats: int = Field(default=1, ge=1, description="how often each case is run")
     workers: int = Field(default=4, ge=1, description="cases run at the same time")
 
-
+# %% ../nbs/005_sections.ipynb #c8ab95b1
 class DeploySettings(Section):
     "`[deploy]`: the Databricks app."
 
@@ -306,7 +312,7 @@ class Settings(BaseModel):
     def _repr_markdown_(self) -> str:
         return _markdown_table(self)
 
-
+# %% ../nbs/005_sections.ipynb #f3be4fc6
 SECTIONS: dict[str, type[Section]] = {
     name: field.annotation
     for name, field in Settings.model_fields.items()
@@ -317,7 +323,7 @@ SECTIONS: dict[str, type[Section]] = {
 def _mask(text: str) -> str:
     return re.sub(r"(://[^/\s:@]*:)[^/\s@]+@", r"\1***@", text)
 
-
+# %% ../nbs/005_sections.ipynb #1c8041e5
 def _shown(settings: Settings, value: object) -> str:
     if value is None or value == ():
         return "-"
@@ -326,7 +332,7 @@ def _shown(settings: Settings, value: object) -> str:
     text = _mask(text.replace(f"{settings.project_dir.as_posix()}/", ""))
     return text if len(text) <= 60 else text[:59] + "…"
 
-
+# %% ../nbs/005_sections.ipynb #6a32783d
 def _rows(settings: Settings) -> Iterator[tuple[str, str, str, str]]:
     for section, model in SECTIONS.items():
         for key, field in model.model_fields.items():
@@ -342,7 +348,7 @@ def settings_table(settings: Settings) -> str:
     lines = [f"{name:<{widths[0]}}  {value:<{widths[1]}}  {origin}" for name, value, origin in rows]
     return f"project folder: {settings.project_dir}\n" + "\n".join(lines)
 
-
+# %% ../nbs/005_sections.ipynb #09361d59
 def _markdown_table(settings: Settings) -> str:
     lines = ["| setting | value | from | what it is |", "|---|---|---|---|"]
     for row in _rows(settings):

@@ -47,7 +47,7 @@ _SECRET_VALUE = re.compile(r"\b(sk-[\w-]{16,}|dapi[0-9a-f]{32}|://[^/\s:@]*:[^/\
 def _is_secret(key: str, value: str) -> bool:
     return bool(_SECRET_KEY.search(key) or _SECRET_VALUE.search(value))
 
-
+# %% ../nbs/010_settings.ipynb #78a417e2
 def _known_names() -> list[str]:
     return [f"{section}.{key}" for section in SECTIONS for key in SECTIONS[section].model_fields]
 
@@ -60,7 +60,7 @@ def _suggestion(section: str, key: str) -> str:
     nearest = difflib.get_close_matches(key, fields, n=1)
     return f"did you mean {nearest[0]}?" if nearest else f"known keys: {', '.join(fields)}"
 
-
+# %% ../nbs/010_settings.ipynb #8edc0103
 def _section_problem(section: str, keys: Mapping[str, str]) -> str:
     if section == "DEFAULT" and "lib_name" in keys:
         return (
@@ -82,7 +82,7 @@ def _parse_file(path: Path) -> dict[str, dict[str, str]]:
         raise SettingsError(f"{path}: {' '.join(str(error).split())}") from None
     return {section: dict(parser[section]) for section in parser.sections()}
 
-
+# %% ../nbs/010_settings.ipynb #a7233a1c
 def _file_problems(sections: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
     for section, keys in sections.items():
         if section not in SECTIONS:
@@ -95,7 +95,7 @@ def _file_problems(sections: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
             elif not known:
                 yield f"[{section}] {key} is not a setting; {_suggestion(section, key)}"
 
-
+# %% ../nbs/010_settings.ipynb #1162b639
 def _read_file(path: Path) -> dict[str, str]:
     "The values of a settings.ini by `section.key`; none where there is no such file."
     if not path.is_file():
@@ -129,7 +129,7 @@ def _variables() -> dict[str, str]:
     own = {f"AGENT_KIT_{name.replace('.', '_').upper()}": name for name in _known_names()}
     return WELL_KNOWN_VARIABLES | own
 
-
+# %% ../nbs/010_settings.ipynb #05addecb
 def _environment_problems(environ: Mapping[str, str]) -> Iterator[str]:
     allowed = {name for name in _variables() if name.startswith("AGENT_KIT_")} | RESERVED_VARIABLES
     for name in environ:
@@ -138,7 +138,7 @@ def _environment_problems(environ: Mapping[str, str]) -> Iterator[str]:
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
             yield f"environment variable {name} is not a setting{hint}"
 
-
+# %% ../nbs/010_settings.ipynb #23d4ff9a
 def _read_environment(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     "Value and variable of each setting that the environment holds, by `section.key`."
     if problems := list(_environment_problems(environ)):
@@ -172,7 +172,7 @@ def _collect(path: Path, environ: Mapping[str, str], overrides: Mapping[str, obj
         values[name] = (value, "argument")
     return values
 
-
+# %% ../nbs/010_settings.ipynb #5b9d022f
 def _value_problem(name: str, value: object, origin: str, message: str, path: Path) -> str:
     section, _, key = name.partition(".")
     places = {FILE_NAME: f"{path}: [{section}] {key}", "argument": f"argument {name}"}
@@ -181,7 +181,7 @@ def _value_problem(name: str, value: object, origin: str, message: str, path: Pa
     requirement = re.sub(r"^(Value error, |Input |String )", "", message)
     return f"{place} = {shown}: {requirement}"
 
-
+# %% ../nbs/010_settings.ipynb #db22ff69
 def _value_problems(error: ValidationError, values: _Layer, path: Path) -> Iterator[str]:
     for found in error.errors(include_url=False):
         name = ".".join(str(part) for part in found["loc"][:2])

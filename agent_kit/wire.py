@@ -87,7 +87,7 @@ def _count_keys(value: dict[str, Any]) -> int:
         nodes += [child for child in node if isinstance(child, dict | list)]
     return count
 
-
+# %% ../nbs/015_wire.ipynb #17374a70
 def _check_keys(body: bytes) -> None:
     def once(pairs: list[tuple[str, Any]]) -> None:
         seen = set()
@@ -163,7 +163,7 @@ def _plain(value: Any) -> object:
         return list(value)
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
-
+# %% ../nbs/015_wire.ipynb #d43f2e74
 def _repaired(value: object) -> object:
     if isinstance(value, str):
         return clean_text(value)
