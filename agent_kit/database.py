@@ -30,11 +30,7 @@ _Result = TypeVar("_Result")
 _Item = TypeVar("_Item")
 Write = Callable[["Connection", list[_Item]], list[Any] | None]
 
-
-class StoreConflict(Exception):
-    """A row that was to be stored exists already: somebody else was faster."""
-
-
+# %% ../nbs/082_database.ipynb #306fd84d
 @dataclass
 class _Waiting:
     function: Write
@@ -52,7 +48,37 @@ class _Waiting:
         else:
             self.future.set_result(self.outcome)
 
-# %% ../nbs/082_database.ipynb #d64dac78
+
+def _tell(told: list[_Waiting]) -> None:
+    for waiting in told:
+        waiting.tell()
+
+# %% ../nbs/082_database.ipynb #41ffaf5c
+def _apply(connection: "Connection", batch: list[_Waiting]) -> None:
+    kinds: dict[Any, list[_Waiting]] = {}
+    for waiting in batch:
+        kinds.setdefault(waiting.function, []).append(waiting)
+    for function, group in kinds.items():
+        results = function(connection, [waiting.item for waiting in group])
+        for waiting, result in zip(group, results or [None] * len(group), strict=True):
+            waiting.outcome = result
+
+# %% ../nbs/082_database.ipynb #4d0bb95e
+def _store_all(transact: Callable[..., Any], batch: list[_Waiting]) -> None:
+    try:
+        transact(_apply, batch)
+    except Exception as error:
+        if len(batch) == 1:
+            batch[0].outcome = error
+        else:
+            for waiting in batch:
+                _store_all(transact, [waiting])
+
+# %% ../nbs/082_database.ipynb #890a917d
+class StoreConflict(Exception):
+    """A row that was to be stored exists already: somebody else was faster."""
+
+
 def _translated(error: Exception) -> Exception:
     from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
@@ -61,6 +87,10 @@ def _translated(error: Exception) -> Exception:
     if isinstance(error, DBAPIError | SQLAlchemyError | OSError):
         return explain_database_error(error)
     return error
+
+# %% ../nbs/082_database.ipynb #2fb2ccf2
+_BATCH = 200
+_READERS = 4
 
 # %% ../nbs/082_database.ipynb #3a7814b0
 class Database:
@@ -152,33 +182,3 @@ class Database:
             count = min(len(self._waiting), _BATCH)
             self._draining = count > 0
             return [self._waiting.popleft() for _ in range(count)]
-
-# %% ../nbs/082_database.ipynb #41ffaf5c
-_BATCH = 200
-_READERS = 4
-
-
-def _tell(told: list[_Waiting]) -> None:
-    for waiting in told:
-        waiting.tell()
-
-
-def _store_all(transact: Callable[..., Any], batch: list[_Waiting]) -> None:
-    try:
-        transact(_apply, batch)
-    except Exception as error:
-        if len(batch) == 1:
-            batch[0].outcome = error
-        else:
-            for waiting in batch:
-                _store_all(transact, [waiting])
-
-
-def _apply(connection: "Connection", batch: list[_Waiting]) -> None:
-    kinds: dict[Any, list[_Waiting]] = {}
-    for waiting in batch:
-        kinds.setdefault(waiting.function, []).append(waiting)
-    for function, group in kinds.items():
-        results = function(connection, [waiting.item for waiting in group])
-        for waiting, result in zip(group, results or [None] * len(group), strict=True):
-            waiting.outcome = result
