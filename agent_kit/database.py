@@ -139,10 +139,12 @@ class Database:
 
     async def read(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
         """Return what `function(connection, *arguments)` returns."""
-        if self._readers is None:
-            self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="store-reader")
         run = asyncio.get_running_loop().run_in_executor
-        return await run(self._readers, lambda: self.read_now(function, *arguments))
+        with self._lock:
+            if self._readers is None:
+                self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="store-reader")
+            reading = run(self._readers, lambda: self.read_now(function, *arguments))
+        return await reading
 
     async def write(self, function: Write[_Item], item: _Item) -> Any:
         """Store `item` by `function`, and return its result once it is committed."""
@@ -153,17 +155,18 @@ class Database:
             start, self._draining = not self._draining, True
             if self._writer is None:
                 self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
-            writer = self._writer
-        if start:
-            writer.submit(self._drain)
+            if start:
+                self._writer.submit(self._drain)
         return await waiting.future
 
     def close(self) -> None:
         """Write what waits, then give back threads and connections; blocks for a moment."""
-        for threads in (self._writer, self._readers):
+        with self._lock:
+            pools = (self._writer, self._readers)
+            self._writer = self._readers = None
+        for threads in pools:
             if threads:
                 threads.shutdown()
-        self._writer = self._readers = None
         with self._lock:
             engine, self._engine = self._engine, None
         if engine:

@@ -1,7 +1,9 @@
 """The database behind the store: its tables, its limits and its failures."""
 
+import asyncio
 import contextlib
 import sqlite3
+import threading
 import time
 
 import httpx2
@@ -70,6 +72,33 @@ def test_a_database_that_cannot_be_used_says_so_without_secrets(url, message):
     assert caught.value.status == 503
     assert "hunter2" not in caught.value.message
     database.close()
+
+
+async def use_while_it_closes(database):
+    reading, go_on = threading.Event(), threading.Event()
+
+    def read_slowly(connection):
+        reading.set()
+        return go_on.wait(50)
+
+    slow = asyncio.create_task(database.read(read_slowly))
+    await asyncio.to_thread(reading.wait, 50)
+    await database.write(lambda connection, items: None, 1)
+    (writer,) = (each for each in threading.enumerate() if each.name.startswith("store-writer"))
+    closing = asyncio.create_task(asyncio.to_thread(database.close))
+    await asyncio.to_thread(writer.join, 50)  # the database is half closed now
+    try:
+        assert await database.write(lambda connection, items: [2], 1) == 2
+        assert await database.read(lambda connection: 3) == 3
+    finally:
+        go_on.set()
+        assert await slow
+        await closing
+        await asyncio.to_thread(database.close)
+
+
+def test_a_database_that_is_used_while_it_closes_opens_again(tmp_path):
+    asyncio.run(use_while_it_closes(Database(file_url(tmp_path))))
 
 
 @pytest.fixture
