@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from mcp.types import Tool as McpTool
 
 # %% ../nbs/077_mcp_tools.ipynb #e66c5e36
-class McpToolError(RuntimeError):
-    """A tool of an MCP server failed; the message is the server's."""
-
-
 def _part_text(part: Any) -> str:
     if part.type == "text":
         return part.text
     if part.type in ("image", "audio"):
         return f"[{part.type} of the type {part.mime_type}, left out]"
     return part.model_dump_json(exclude_none=True, by_alias=True)
+
+# %% ../nbs/077_mcp_tools.ipynb #7a9e904b
+class McpToolError(RuntimeError):
+    """A tool of an MCP server failed; the message is the server's."""
 
 
 def _read_result(result: "CallToolResult") -> Any:
@@ -49,7 +49,7 @@ def _read_result(result: "CallToolResult") -> Any:
 def _name(name: str, prefix: str) -> str:
     return re.sub(r"[^a-zA-Z0-9_-]", "_", prefix + name)[:64]
 
-
+# %% ../nbs/077_mcp_tools.ipynb #a883da8a
 async def _call(client: "Client", name: str, arguments: dict[str, Any]) -> Any:
     return _read_result(await client.call_tool(name, arguments))
 
@@ -63,6 +63,9 @@ def _as_tool(client: "Client", found: "McpTool", prefix: str, timeout_seconds: f
         timeout_seconds=timeout_seconds,
     )
 
+# %% ../nbs/077_mcp_tools.ipynb #9591b817
+_MAX_PAGES = 100
+
 
 async def _list_tools(client: "Client") -> list["McpTool"]:
     found: list[McpTool] = []
@@ -75,19 +78,16 @@ async def _list_tools(client: "Client") -> list["McpTool"]:
             break
     return found
 
-
-_MAX_PAGES = 100
-
 # %% ../nbs/077_mcp_tools.ipynb #02ea7d09
-Headers = Callable[[], dict[str, str]]
-_logger = logging.getLogger(__name__)
-_CLOSE_SECONDS = 5
-
-
 def _first_cause(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+# %% ../nbs/077_mcp_tools.ipynb #a5348ddb
+Headers = Callable[[], dict[str, str]]
+_logger = logging.getLogger(__name__)
+_CLOSE_SECONDS = 5
 
 # %% ../nbs/077_mcp_tools.ipynb #51346dfe
 @dataclass(frozen=True)
