@@ -24,6 +24,7 @@ from agent_kit.conversation_store import (
     list_conversations,
     page_of_items,
     update_conversation,
+    whole_conversation,
 )
 from .items import check_input, missing
 from .protocol import Metadata, RequestError
@@ -119,6 +120,14 @@ class ConversationRoutes:
         found = await self.database.read(list_conversations, owner, limit + 1, after)
         return json_answer(page_of([one.summary() for one in found], limit))
 
+    async def retrieve_whole(self, request: HttpRequest) -> HttpResponse:
+        """Return a conversation with its items and the responses that made them."""
+        conversation = await self._find(request)
+        query = (conversation.id, conversation.owner)
+        items, responses = await self.database.read(whole_conversation, *query)
+        told = {"items": [listed_item(item, item["id"]) for item in items], "responses": responses}
+        return json_answer({**conversation.summary(), **told})
+
     async def retrieve(self, request: HttpRequest) -> HttpResponse:
         """Return a conversation."""
         return json_answer((await self._find(request)).body())
@@ -186,7 +195,9 @@ class ConversationRoutes:
 def add_conversation_routes(app: FastAPI, state: ServedState) -> None:
     """Let an application answer for conversations."""
     routes = ConversationRoutes(state)
-    add_routes(app, [("GET", "/agent/conversations", routes.list_all)])
+    listed = "/agent/conversations"
+    add_routes(app, [("GET", listed, routes.list_all)])
+    add_routes(app, [("GET", listed + "/{conversation_id}", routes.retrieve_whole)])
     for base in ("/v1/conversations", "/conversations"):
         one = base + "/{conversation_id}"
         item = one + "/items/{item_id}"

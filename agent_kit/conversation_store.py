@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Json', 'StoredConversation', 'Appended', 'append_items', 'add_conversation', 'get_conversation', 'list_conversations',
            'update_conversation', 'conversation_items', 'page_of_items', 'get_item', 'delete_item',
-           'delete_conversation', 'forget_conversations']
+           'delete_conversation', 'forget_conversations', 'responses_under_way', 'whole_conversation']
 
 # %% ../nbs/083_conversation_store.ipynb #4fb09783
 import time
@@ -261,3 +261,54 @@ def forget_conversations(connection: "Connection", older_than: float, limit: int
     for conversation_id in old:
         delete_conversation(connection, conversation_id)
     return len(old)
+
+# %% ../nbs/083_conversation_store.ipynb #d3806541
+def _without_output(body: bytes) -> Json:
+    told = orjson.loads(body)
+    del told["output"]
+    return told
+
+
+def responses_under_way(connection: "Connection", conversation_id: str, owner: str) -> list[Json]:
+    """Return the responses of `owner` that are being made for a conversation, without output."""
+    from sqlalchemy import select
+
+    tables = store_tables()
+    table, runs = tables.responses, tables.runs
+    query = select(table.c.body).join(runs, runs.c.response_id == table.c.id)
+    rows = connection.execute(query.where(table.c.owner == owner).order_by(table.c.created_at))
+    bodies = (_without_output(row[0]) for row in rows)
+    return [body for body in bodies if (body["conversation"] or {}).get("id") == conversation_id]
+
+# %% ../nbs/083_conversation_store.ipynb #eea69f3c
+def whole_conversation(
+    connection: "Connection", conversation_id: str, owner: str
+) -> tuple[list[Json], list[Json]]:
+    """Return the items of a conversation, and the responses that made them or are under way.
+
+    An item that a response of `owner` made has its id as `response_id`.
+    """
+    from sqlalchemy import and_, select
+
+    tables = store_tables()
+    items, made, table = tables.conversation_items, tables.response_items, tables.responses
+    # In this order: a run that ends in between is told as ended, by its items.
+    responses = {
+        body["id"]: body for body in responses_under_way(connection, conversation_id, owner)
+    }
+    is_own = (table.c.owner == owner, table.c.hidden.is_(False))
+    query = (
+        select(items.c.data, table.c.body)
+        .outerjoin(made, made.c.id == items.c.id)
+        .outerjoin(table, and_(table.c.id == made.c.response_id, *is_own))
+        .where(items.c.conversation_id == conversation_id)
+    )
+    listed: dict[str, Json] = {}
+    for data, body in connection.execute(query.order_by(items.c.position)):
+        item = orjson.loads(data)
+        item = listed.setdefault(item["id"], item)
+        if body:
+            response = _without_output(body)
+            item["response_id"] = response["id"]
+            responses[response["id"]] = response
+    return list(listed.values()), list(responses.values())

@@ -4,8 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 from support import require_command
+
+# Ten times what Playwright waits by itself, since a machine that tests may be busy. Nothing is
+# slower for it: what has to be quick is measured where a test says so.
+PATIENCE_MS = 50_000
+expect.set_options(timeout=PATIENCE_MS)
 
 # Without these chromium looks for hosts of its maker, and needs a GPU and a user's sandbox.
 FLAGS = [
@@ -40,7 +45,7 @@ def open_page(browser: Browser, **options: Any) -> Iterator[Page]:
     """
     with browser.new_context(**options) as context:
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(PATIENCE_MS)
         failures: list[str] = []
         page.on("pageerror", lambda error: failures.append(str(error)))
         page.on("dialog", lambda dialog: failures.append(f"a dialog opened: {dialog.message}"))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from browser import PATIENCE_MS
 from playwright.sync_api import Browser, Locator, Page
 
 TOKEN = "only-for-tests"
@@ -88,7 +89,7 @@ class Lab:
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(PATIENCE_MS)
         self.received = 0
         self._url = url
         page.on("websocket", lambda ws: ws.on("framereceived", self._count))

@@ -1,5 +1,6 @@
 """Conversations: items that last, and responses that add to them."""
 
+import asyncio
 from collections.abc import Iterator
 
 import httpx2
@@ -17,9 +18,11 @@ def url() -> Iterator[str]:
     server = create_server(settings=load_settings(environ=UNTRACED))
 
     @server.stream()
-    def answer(request):
+    async def answer(request):
         if request.input[-1]["content"] == "fail":
             raise RuntimeError("on purpose")
+        if request.input[-1]["content"] == "wait":
+            await asyncio.Event().wait()
         yield f"{len(request.input)} items"
 
     with server.serve() as url:
@@ -141,3 +144,42 @@ def test_the_callers_conversations_are_listed_the_last_used_first(url, client):
     assert [entry["id"] for entry in own["data"]] == [hers]
     assert httpx2.get(f"{url}/v1/conversations/{hers}").status_code == 404
     assert httpx2.get(f"{url}/agent/info").json()["features"]["conversations"]
+
+
+def test_a_whole_conversation_tells_which_response_made_what(url, client):
+    conversation = client.conversations.create()
+    whole = f"{url}/agent/conversations/{conversation.id}"
+    ended = ask(client, "one", conversation=conversation.id)
+    told = httpx2.get(whole).json()
+    assert told["title"] == "one"
+    assert [item.get("response_id") for item in told["items"]] == [None, ended.id]
+    assert [response["id"] for response in told["responses"]] == [ended.id]
+    assert told["responses"][0]["usage"] == ended.usage.to_dict()
+    assert "output" not in told["responses"][0]
+
+    running = ask(client, "wait", conversation=conversation.id, background=True)
+    elsewhere = ask(client, "wait", background=True)
+    told = httpx2.get(whole).json()
+    assert len(told["items"]) == 2
+    statuses = {response["id"]: response["status"] for response in told["responses"]}
+    assert statuses.pop(running.id) in ("queued", "in_progress")
+    assert statuses == {ended.id: "completed"}
+    for response in (running, elsewhere):
+        client.responses.cancel(response.id)
+    assert [each["id"] for each in httpx2.get(whole).json()["responses"]] == [ended.id]
+    client.responses.delete(ended.id)
+    assert httpx2.get(whole).json()["responses"] == []
+
+
+def test_items_of_somebody_else_do_not_tell_of_their_response(url, client):
+    ada, eve = ({"x-forwarded-email": f"{name}@example.com"} for name in ("ada", "eve"))
+    secret = {"input": "one", "instructions": "The word is plugh."}
+    hers = httpx2.post(f"{url}/v1/responses", json=secret, headers=ada).json()
+    stolen = {"items": [{**hers["output"][0]}]}
+    made = httpx2.post(f"{url}/v1/conversations", json=stolen, headers=eve).json()
+    whole = f"{url}/agent/conversations/{made['id']}"
+    told = httpx2.get(whole, headers=eve).json()
+    assert [item["id"] for item in told["items"]] == [hers["output"][0]["id"]]
+    assert told["responses"] == []
+    assert "response_id" not in told["items"][0]
+    assert httpx2.get(whole, headers=ada).status_code == 404

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,11 @@ from agent_kit.server import create_server
 from agent_kit.tracing import close_tracing
 
 pytest_plugins = ["page_fixtures", "tracing_fixtures"]
+# MLflow uses what SQLAlchemy 2.1 deprecates, and warns of its own type hints on import.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint:UserWarning"),
+]
 
 
 def test_the_default_agent_answers_with_a_tool(page: Page) -> None:
@@ -117,7 +123,7 @@ def test_stop_closes_the_agents_generator(page: Page, stage: Stage, how: str) ->
     else:
         page.keyboard.press("Escape")
     expect(answer(page).locator(".note")).to_have_text("Stopped")
-    assert stage.closed.wait(5), "the agent goes on"
+    assert stage.closed.wait(50), "the agent goes on"
     stage.steps = ["Another one."]
     ask(page, "Another")
     expect(answer(page).locator(".message")).to_have_text("Another one.")
@@ -218,7 +224,7 @@ def test_a_reload_without_a_store_says_what_became_of_the_answer(page: Page) -> 
         page.reload()
         expect(answer(page).locator(".message")).to_have_text("The first half")
         expect(answer(page).locator(".problem")).to_contain_text("before the answer was complete")
-        assert stage.closed.wait(5)
+        assert stage.closed.wait(50)
 
 
 def test_answers_questions_and_code_can_be_copied(browser: Browser, stage: Stage) -> None:
@@ -354,6 +360,54 @@ def test_earlier_conversations_are_listed_opened_and_deleted(page: Page, stage: 
     expect(drawer).to_be_hidden()
 
 
+def open_earlier(page: Page, title: str) -> None:
+    page.get_by_role("button", name="Conversations").click()
+    page.get_by_role("dialog").get_by_role("button", name=title).first.click()
+
+
+def test_a_second_window_picks_up_the_answer_under_way(
+    page: Page, browser: Browser, stage: Stage
+) -> None:
+    go_on = threading.Event()
+    stage.steps = ["The first half, ", go_on, "the second half."]
+    visit(page, stage.url)
+    ask(page, "Tell me a story")
+    expect(answer(page).locator(".message")).to_have_text("The first half,")
+    with open_page(browser) as second:
+        visit(second, stage.url)
+        open_earlier(second, "Tell me a story")
+        expect(second.locator(".bubble")).to_have_text("Tell me a story")
+        expect(answer(second).locator(".message")).to_have_text("The first half,")
+        expect(second.get_by_role("button", name="Stop")).to_be_visible()
+        go_on.set()
+        whole = "The first half, the second half."
+        for window in (second, page):
+            expect(answer(window).locator(".message")).to_have_text(whole)
+            expect_end(window)
+        stage.steps = ["Once more."]
+        ask(second, "Again")
+        expect_end(second)
+        assert stage.texts() == ["Tell me a story", whole, "Again"]
+
+
+def test_a_second_window_can_stop_the_answer(page: Page, browser: Browser, stage: Stage) -> None:
+    visit(page, stage.url)
+    ask(page, "First")
+    expect_end(page)
+    stage.steps = ["Half", threading.Event()]
+    stage.closed.clear()
+    ask(page, "Second")
+    expect(answer(page).locator(".message")).to_have_text("Half")
+    with open_page(browser) as second:
+        visit(second, stage.url)
+        open_earlier(second, "First")
+        expect(second.locator(".bubble")).to_have_text(["First", "Second"])
+        expect(answer(second).locator(".message")).to_have_text("Half")
+        second.get_by_role("button", name="Stop").click()
+        assert stage.closed.wait(50), "the agent goes on"
+    expect_end(page)
+
+
 def test_the_server_keeps_what_the_page_shows(page: Page, stage: Stage) -> None:
     stage.steps = ["One"]
     visit(page, stage.url)
@@ -397,35 +451,57 @@ def test_a_conversation_that_was_deleted_elsewhere_is_begun_again(page: Page, st
     assert stage.texts() == ["First", "Hello", "Second"]
 
 
-# MLflow uses what SQLAlchemy 2.1 deprecates, and warns of its own type hints on import.
-@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
-@pytest.mark.filterwarnings("ignore:.*Any type hint:UserWarning")
-def test_a_thumb_becomes_an_assessment(page: Page, project: Settings) -> None:
-    from mlflow.tracing.client import TracingClient
-
+@pytest.fixture
+def traced(project: Settings) -> Iterator[str]:
+    """Where an agent answers whose traces are kept."""
     server = create_server(settings=project)
     server.invoke()(lambda request: "It is 390.")
     with server.serve() as url:
-        visit(page, url)
-        ask(page, "What is 17*23?")
-        expect_end(page)
-        down = answer(page).get_by_role("button", name="Bad answer")
-        with page.expect_response("**/agent/feedback", timeout=60_000) as first:
-            down.click()
-            expect(down).to_have_attribute("aria-pressed", "true")
-            page.get_by_label("Comment on the answer").fill("It is 391.")
-        with page.expect_response("**/agent/feedback", timeout=60_000) as second:
-            page.get_by_label("Comment on the answer").press("Enter")
-        assert (first.value.status, second.value.status) == (200, 200)
-        expect(page.get_by_text("Thank you")).to_be_visible()
-        trace_id = second.value.json()["trace_id"]
-        info = TracingClient(project.mlflow.tracking_uri).get_trace_info(trace_id)
-        assert [(each.value, each.rationale) for each in info.assessments] == [
-            (False, "It is 391.")
-        ]
-        page.reload()
-        expect(down).to_have_attribute("aria-pressed", "true")
+        yield url
         assert close_tracing(60)
+
+
+def judge(page: Page, name: str, comment: str) -> str:
+    """Press a thumb and say why; return the trace that holds it."""
+    thumb = answer(page).get_by_role("button", name=name)
+    with page.expect_response("**/agent/feedback") as first:
+        thumb.click()
+        expect(thumb).to_have_attribute("aria-pressed", "true")
+        page.get_by_label("Comment on the answer").fill(comment)
+    with page.expect_response("**/agent/feedback") as second:
+        page.get_by_label("Comment on the answer").press("Enter")
+    assert (first.value.status, second.value.status) == (200, 200)
+    expect(page.get_by_text("Thank you")).to_be_visible()
+    return second.value.json()["trace_id"]
+
+
+def judgements(settings: Settings, trace_id: str) -> list[tuple]:
+    from mlflow.tracing.client import TracingClient
+
+    info = TracingClient(settings.mlflow.tracking_uri).get_trace_info(trace_id)
+    return [(each.value, each.rationale) for each in info.assessments]
+
+
+def test_a_thumb_becomes_an_assessment(page: Page, traced: str, project: Settings) -> None:
+    visit(page, traced)
+    ask(page, "What is 17*23?")
+    expect_end(page)
+    trace_id = judge(page, "Bad answer", "It is 391.")
+    assert judgements(project, trace_id) == [(False, "It is 391.")]
+    page.reload()
+    down = answer(page).get_by_role("button", name="Bad answer")
+    expect(down).to_have_attribute("aria-pressed", "true")
+
+
+def test_an_earlier_answer_is_judged(page: Page, traced: str, project: Settings) -> None:
+    visit(page, traced)
+    ask(page, "What is 17*23?")
+    expect_end(page)
+    page.get_by_role("button", name="New chat").click()
+    open_earlier(page, "What is 17*23?")
+    expect(answer(page).locator(".metrics")).to_contain_text("total")
+    trace_id = judge(page, "Good answer", "Nearly.")
+    assert judgements(project, trace_id) == [(True, "Nearly.")]
 
 
 def test_a_thumb_that_cannot_be_stored_is_taken_back(page: Page, stand_in: StandIn) -> None:

@@ -12,8 +12,6 @@ from jupyter import Lab, open_lab
 from playwright.sync_api import Browser, Locator, expect
 from support import PROJECT, require
 
-PATIENCE_MS = 60_000
-
 
 @pytest.fixture
 def leaves_nothing_behind() -> None:
@@ -91,14 +89,14 @@ def answers(panel: Locator) -> Locator:
 
 
 def expect_ended(panel: Locator, number: int) -> None:
-    expect(panel.locator(".ak-foot")).to_have_count(number, timeout=PATIENCE_MS)
+    expect(panel.locator(".ak-foot")).to_have_count(number)
 
 
 def test_text_grows_while_other_cells_run_and_stop_closes_the_agent(lab: Lab) -> None:
     panel = panel_of(lab.run("closed.clear(); serve(count).chat()"))
     send(panel, "Count")
     text = panel.locator(".ak-turn .ak-text")
-    expect(text).to_contain_text("word3", timeout=PATIENCE_MS)
+    expect(text).to_contain_text("word3")
     other = lab.run("print(6 * 7)")
     expect(other.locator(".jp-OutputArea-output")).to_have_text("42\n")
     seen = len(text.inner_text())
@@ -115,12 +113,12 @@ def test_text_grows_while_other_cells_run_and_stop_closes_the_agent(lab: Lab) ->
 def test_a_reload_in_the_middle_goes_on(lab: Lab) -> None:
     panel = panel_of(lab.run("serve(count).chat()"))
     send(panel, "Count")
-    expect(panel.locator(".ak-text")).to_contain_text("word3", timeout=PATIENCE_MS)
+    expect(panel.locator(".ak-text")).to_contain_text("word3")
     number = lab.page.locator(".jp-Notebook .jp-Cell").count() - 1
     lab.reload()
     panel = panel_of(lab.page.locator(".jp-Notebook .jp-Cell").nth(number))
     text = panel.locator(".ak-text")
-    expect(text).to_contain_text("word3", timeout=PATIENCE_MS)
+    expect(text).to_contain_text("word3")
     seen = len(text.inner_text())
     lab.page.wait_for_function(
         "([node, seen]) => node.innerText.length > seen", arg=[text.element_handle(), seen]
@@ -153,7 +151,7 @@ def test_swap_retry_edit_undo_and_run_again(lab: Lab) -> None:
         )
     )
     send(panel, "Who are you?")
-    expect(panel.locator(".ak-text")).to_contain_text("I am", timeout=PATIENCE_MS)
+    expect(panel.locator(".ak-text")).to_contain_text("I am")
     lab.run("@server.stream()\nasync def quick(request):\n    yield 'I am the **new** one'")
     expect_ended(panel, 1)
     expect(panel.locator(".ak-text")).to_have_text("I am the old one")
@@ -263,7 +261,7 @@ def test_four_hundred_messages_stay_responsive(lab: Lab) -> None:
         "for number in range(200):\n    chat.send_sync(f'Question {number}')\nchat"
     )
     panel = panel_of(cell)
-    expect(answers(panel)).to_have_count(200, timeout=PATIENCE_MS)
+    expect(answers(panel)).to_have_count(200)
     begun = time.monotonic()
     send(panel, "Still there?")
     expect(panel.locator(".ak-text").last).to_contain_text("Still there?")

@@ -25,7 +25,7 @@ import { DONE, Problem } from "./stream.js";
  * @property {{kind: string, message: string, code?: string | null, status?: number} | null} error
  * @property {string | null} reason why it is incomplete
  * @property {number} startedAt
- * @property {number | null} firstAt when its first content arrived
+ * @property {number | null} firstAt when its first content arrived; 0 where nobody saw it
  * @property {number | null} endedAt
  * @property {Record<string, Clock>} clocks of tool calls and reasoning, by call id or item id
  * @property {{value: boolean, comment: string} | null} feedback
@@ -162,10 +162,11 @@ function asProblem(error) {
 }
 
 /**
+ * Note what a response tells of itself.
  * @param {Answer} answer
  * @param {any} response
  */
-function readResponse(answer, response) {
+export function readResponse(answer, response) {
   answer.id = response.id ?? answer.id;
   answer.model = response.model ?? answer.model;
   answer.usage = response.usage ?? answer.usage;

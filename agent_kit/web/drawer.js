@@ -54,9 +54,9 @@ export class Drawer {
   }
 
   /** @param {Summary} summary */
-  #entry({ id, title, updated_at }) {
+  #entry({ id, title, metadata, updated_at }) {
     const isCurrent = id === this.currentId();
-    const name = title || "Without a title";
+    const name = title || metadata.title || "Without a title";
     const open = h(
       "button",
       {

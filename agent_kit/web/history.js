@@ -1,16 +1,14 @@
 /** Conversations that the server keeps: making, reading and shortening them, and their list. */
 
-import { newAnswer } from "./answer.js";
+import { newAnswer, readResponse } from "./answer.js";
 import { call } from "./stream.js";
 
 /**
  * @typedef {import("./conversation.js").Conversation} Conversation
  * @typedef {import("./conversation.js").Turn} Turn
  * @typedef {import("./conversation.js").Item} Item
- * @typedef {{id: string, title: string, updated_at: number}} Summary
+ * @typedef {{id: string, title: string, metadata: {title?: string}, updated_at: number}} Summary
  */
-
-const PAGE = 100;
 
 /** @param {string} id */
 function path(id) {
@@ -34,41 +32,66 @@ export async function deleteConversation(id) {
 
 /**
  * Begin a conversation on the server.
+ * @param {string} question it begins with; the server knows it once it is answered
  * @returns {Promise<string>} its id
  */
-export async function createConversation() {
-  return (await (await call("v1/conversations", { body: {} })).json()).id;
+export async function createConversation(question) {
+  const body = { metadata: { title: question.trim().slice(0, 80) } };
+  return (await (await call("v1/conversations", { body })).json()).id;
 }
 
 /**
  * @param {string} id
- * @returns {Promise<Item[]>} everything in it, the oldest first
+ * @returns {Promise<{items: Item[], responses: Record<string, any>[]}>} everything in it, the
+ *   oldest first, and what made it
  */
-async function readItems(id) {
-  const items = [];
-  for (let after = "", isMore = true; isMore; ) {
-    const reply = await call(`${path(id)}/items?order=asc&limit=${PAGE}${after}`);
-    const { data, has_more, last_id } = await reply.json();
-    items.push(...data);
-    after = `&after=${encodeURIComponent(last_id)}`;
-    isMore = has_more;
-  }
-  return items;
+async function readAll(id) {
+  return (await call(`agent/conversations/${encodeURIComponent(id)}`)).json();
 }
 
 /**
- * Read a conversation as the turns it came from.
+ * Read a conversation as the turns it came from; the last one may still be running.
  * @param {string} id
  * @returns {Promise<Conversation>}
  */
 export async function readConversation(id) {
+  const { items, responses } = await readAll(id);
+  const byId = new Map(responses.map((response) => [response.id, response]));
+  const turns = toTurns(items, (item) => byId.get(item.response_id));
+  const running = responses.find(({ status }) => status === "queued" || status === "in_progress");
+  if (running) turns.push(...(await readRunning(running)));
+  return { id, isStored: true, turns };
+}
+
+/**
+ * What a response that is under way was asked: the conversation does not hold it yet.
+ * @param {Record<string, any>} response
+ * @returns {Promise<Turn[]>}
+ */
+async function readRunning(response) {
+  const path = `v1/responses/${encodeURIComponent(response.id)}/input_items`;
+  const { data } = await (await call(`${path}?order=asc&limit=100`)).json();
+  const turns = toTurns(data, () => undefined);
+  for (const { answer } of turns) answer.isKept = false;
+  const last = turns.at(-1);
+  if (last) last.answer = runningAnswer(response);
+  return turns;
+}
+
+/**
+ * @param {Item[]} items
+ * @param {(item: Item) => Record<string, any> | undefined} responseOf what made an item
+ */
+function toTurns(items, responseOf) {
   /** @type {Turn[]} */
   const turns = [];
-  for (const item of await readItems(id)) {
+  for (const item of items) {
     if (item.role === "user") turns.push(newTurn(item));
-    else if (item.role !== "system" && item.role !== "developer") addItem(turns.at(-1), item);
+    else if (item.role !== "system" && item.role !== "developer") {
+      addItem(turns.at(-1), item, responseOf(item));
+    }
   }
-  return { id, isStored: true, turns };
+  return turns;
 }
 
 /**
@@ -88,19 +111,35 @@ function newTurn({ content }) {
     }
   }
   const question = { text: words.join("\n\n"), attachments };
-  const answer = { ...newAnswer(), status: /** @type {const} */ ("stopped"), isKept: true };
-  return { question, answer };
+  return { question, answer: { ...newAnswer(), status: "stopped", isKept: true } };
 }
 
 /**
  * @param {Turn | undefined} turn
  * @param {Item} item
+ * @param {Record<string, any>} [response] that made it
  */
-function addItem(turn, item) {
+function addItem(turn, item, response) {
   if (!turn) return;
-  const done = { ...item, status: item.status ?? "completed" };
-  turn.answer.output.push(done);
-  turn.answer.status = "completed";
+  const { answer } = turn;
+  answer.output.push({ ...item, status: item.status ?? "completed" });
+  answer.status = "completed";
+  if (!response) return;
+  readResponse(answer, response);
+  answer.status = response.status;
+  answer.startedAt = response.created_at * 1000;
+  answer.endedAt = response.completed_at * 1000;
+}
+
+/**
+ * An answer that another page, or another window, has asked for.
+ * @param {Record<string, any>} response
+ */
+function runningAnswer(response) {
+  const answer = newAnswer({ background: true });
+  readResponse(answer, response);
+  // Nobody here saw when its first words came.
+  return { ...answer, startedAt: response.created_at * 1000, firstAt: 0 };
 }
 
 /**
@@ -109,7 +148,7 @@ function addItem(turn, item) {
  * @param {number} count of the turns that stay
  */
 export async function shortenConversation(id, count) {
-  const items = await readItems(id);
+  const { items } = await readAll(id);
   const starts = items.flatMap((item, index) => (item.role === "user" ? [index] : []));
   const surplus = count < starts.length ? items.slice(starts[count]) : [];
   for (const item of surplus.reverse()) {

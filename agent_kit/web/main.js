@@ -112,7 +112,7 @@ class Page {
   async #request(conversation) {
     await this.#changes;
     if (agent.features.conversations && !conversation.isStored) {
-      conversation.id = await createConversation();
+      conversation.id = await createConversation(conversation.turns[0].question.text);
       conversation.isStored = true;
     }
     const { id, isStored, turns } = conversation;
@@ -142,6 +142,7 @@ class Page {
         this.#leave();
         find("#toast").hidden = true;
         this.#replace(conversation);
+        this.#pickUp();
       } catch (error) {
         onProblem(error);
       }

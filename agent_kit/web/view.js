@@ -424,7 +424,7 @@ function seconds(milliseconds) {
   if (milliseconds < 1000) return `${Math.round(milliseconds)} ms`;
   const value = milliseconds / 1000;
   if (value >= 60) return `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
-  return `${value.toFixed(value < 10 ? 1 : 0)} s`;
+  return `${Number(value.toFixed(value < 10 ? 1 : 0))} s`;
 }
 
 /**
@@ -498,10 +498,17 @@ function detailsView(details) {
 function metricsView({ startedAt, firstAt, endedAt, usage, model }) {
   const metrics = [
     firstAt && `${seconds(firstAt - startedAt)} to first token`,
-    endedAt && `${seconds(endedAt - startedAt)} total`,
+    endedAt && `${total(endedAt - startedAt)} total`,
     usage?.total_tokens > 0 && `${usage?.input_tokens} tokens in, ${usage?.output_tokens} out`,
   ].filter(Boolean);
   return h("p", { class: "metrics", title: model && `Model: ${model}` }, metrics.join(" · "));
+}
+
+/**
+ * @param {number} milliseconds in whole seconds where the server has measured them
+ */
+function total(milliseconds) {
+  return milliseconds === 0 ? "under 1 s" : seconds(milliseconds);
 }
 
 /**
