@@ -9,12 +9,14 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import psutil
+import pytest
 from stream_checker import check_stream
 
 AGENT = """
@@ -31,6 +33,7 @@ AGENT = """
         said = request.input[-1]["content"]
         yield f"worker {os.getpid()} attempt {current_context().attempt} items {len(request.input)}"
         if said == "wait":
+            open("begun", "w").close()
             try:
                 await asyncio.sleep(60)
             finally:
@@ -63,6 +66,7 @@ class Cluster:
     def __init__(self, folder: Path, workers: int = 1, **environ: str) -> None:
         (folder / "my_agent.py").write_text(textwrap.dedent(AGENT))
         self.folder = folder
+        self.log = folder / "server.log"
         self.url = ""
         # Each request comes through a new connection, which any worker may take.
         self.http = httpx2.Client(timeout=PATIENCE, headers={"connection": "close"})
@@ -83,7 +87,8 @@ class Cluster:
         self.url = f"http://127.0.0.1:{port}"
         environ = self.environ | {"PORT": str(port)}
         command = [sys.executable, "my_agent.py"]
-        self.process = subprocess.Popen(command, cwd=self.folder, env=environ)
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(command, cwd=self.folder, env=environ, stderr=log)
         wait_until(self._is_healthy)
 
     def _is_healthy(self) -> bool:
@@ -138,6 +143,7 @@ class Cluster:
                 self.process.wait(PATIENCE)
             finally:
                 psutil.wait_procs(family, timeout=PATIENCE)
+        print(self.log.read_text())
 
 
 def wait_until(holds: Callable[[], bool], patience: float = PATIENCE) -> None:
@@ -273,14 +279,45 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path):
         assert cluster.post(input="Hello")["status"] == "completed"
 
 
-def test_a_stream_that_the_server_cuts_at_its_end_says_so(tmp_path):
+@pytest.fixture
+def stopping(tmp_path) -> Iterator[Cluster]:
+    """A server that waits for nobody when it stops, and whose log then shows no traceback."""
     with Cluster(tmp_path, AGENT_KIT_SERVER_SHUTDOWN_SECONDS="0.2") as cluster:
-        body = {"input": "wait", "stream": True}
-        with cluster.http.stream("POST", f"{cluster.url}/v1/responses", json=body) as answer:
-            lines = answer.iter_lines()
-            assert any("output_text.delta" in line for line in lines)
-            cluster.process.terminate()
-            rest = [line for line in lines if line]
-        assert rest[-3] == "event: response.failed"
-        assert "stopped" in rest[-2]
-        assert rest[-1] == "data: [DONE]"
+        yield cluster
+        cluster.process.wait(PATIENCE)
+    assert "Traceback" not in cluster.log.read_text()
+
+
+@pytest.mark.parametrize("store", [True, False], ids=["stored", "not stored"])
+def test_a_stream_that_the_server_cuts_at_its_end_says_so(stopping, store):
+    body = {"input": "wait", "stream": True, "store": store}
+    with stopping.http.stream("POST", f"{stopping.url}/v1/responses", json=body) as answer:
+        lines = answer.iter_lines()
+        assert any("output_text.delta" in line for line in lines)
+        stopping.process.terminate()
+        rest = [line for line in lines if line]
+    assert rest[-3] == "event: response.failed"
+    assert "stopped" in rest[-2]
+    assert rest[-1] == "data: [DONE]"
+
+
+def test_a_plain_answer_that_the_server_cuts_at_its_end_is_an_error_that_says_so(stopping):
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(
+            stopping.http.post, f"{stopping.url}/v1/responses", json={"input": "wait"}
+        )
+        wait_until(lambda: (stopping.folder / "begun").exists())
+        stopping.process.terminate()
+        answer = asked.result(PATIENCE)
+    assert answer.status_code == 503
+    assert "stopped" in answer.json()["error"]["message"]
+
+
+def test_one_who_follows_a_run_is_let_go_when_the_server_stops(stopping):
+    running = stopping.post(input="wait", background=True)["id"]
+    url = f"{stopping.url}/v1/responses/{running}?stream=true"
+    with stopping.http.stream("GET", url) as answer:
+        lines = answer.iter_lines()
+        assert any("output_text.delta" in line for line in lines)
+        stopping.process.terminate()
+        list(lines)
