@@ -26,8 +26,9 @@ from agent_kit.conversation_store import (
     update_conversation,
     whole_conversation,
 )
-from .items import check_input, missing
-from .protocol import Metadata, RequestError
+from .fields import check_list, missing
+from .items import check_input
+from .protocol import Metadata, RequestError, as_request_error
 from .routes import read_json
 from .state import ServedState, not_found
 from agent_kit.state_routes import (
@@ -49,19 +50,16 @@ def _metadata(data: dict[str, Any]) -> dict[str, str]:
     try:
         return _METADATA.validate_python(data.get("metadata") or {}, strict=True)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]["msg"]
-        raise RequestError(
-            f"Invalid 'metadata': {problem}.", param="metadata", code="invalid_value"
-        ) from None
+        raise as_request_error(error, "metadata") from None
 
 
 def _items(data: dict[str, Any], required: bool = False) -> list[dict[str, Any]]:
     given = data.get("items")
     if given is None and not required:
         return []
-    if type(given) is not list:
+    if given is None:
         raise missing("items")
-    if len(given) > _MOST_ITEMS:
+    if len(check_list(given, "items")) > _MOST_ITEMS:
         raise RequestError(
             f"Invalid 'items': at most {_MOST_ITEMS} can be added at a time.",
             param="items",

@@ -12,10 +12,12 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic_core import ErrorDetails
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response as HttpResponse
 
 from .context import RequestContext
+from .fields import missing
 from .mlflow_setup import open_experiment
 from .protocol import RequestError
 from .routes import read_json
@@ -34,23 +36,47 @@ class FeedbackRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
-    trace_id: str | None = Field(default=None, pattern=r"^(tr-[0-9a-f]{32}|trace:/\S{1,300})$")
-    response_id: str | None = Field(default=None, max_length=200)
-    value: bool | int | Annotated[float, Field(allow_inf_nan=False)] | _Text
-    comment: _Text | None = None
-    name: str = Field(default="user_feedback", pattern=r"^[\w .:-]{1,100}$")
+    trace_id: str | None = Field(
+        default=None,
+        pattern=r"^(tr-[0-9a-f]{32}|trace:/\S{1,300})$",
+        description="an id as in the header x-mlflow-trace-id of the answer",
+    )
+    response_id: str | None = Field(
+        default=None, max_length=200, description="the id of the answer's response"
+    )
+    value: bool | int | Annotated[float, Field(allow_inf_nan=False)] | _Text = Field(
+        description="true, false, a number, or a text of at most 10,000 characters"
+    )
+    comment: _Text | None = Field(default=None, description="a text of at most 10,000 characters")
+    name: str = Field(
+        default="user_feedback",
+        pattern=r"^[\w .:-]{1,100}$",
+        description="up to 100 letters, digits, spaces and signs of _.:-",
+    )
 
-
+# %% ../nbs/114_feedback_routes.ipynb #f56e2787
 def _parse(data: dict[str, Any]) -> FeedbackRequest:
     try:
         parsed = FeedbackRequest.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = str(first["loc"][0]) if first["loc"] else "body"
-        raise RequestError(f"{where}: {first['msg']}", param=where) from None
+        raise _refusal(error.errors(include_url=False)[0]) from None
     if (parsed.trace_id is None) == (parsed.response_id is None):
-        raise RequestError("trace_id: give it, or else response_id.", param="trace_id")
+        raise _invalid("trace_id", "send either it or 'response_id', to say which answer is meant")
     return parsed
+
+
+def _refusal(error: ErrorDetails) -> RequestError:
+    name = str(error["loc"][0])
+    field = FeedbackRequest.model_fields.get(name)
+    if field is None:
+        return _invalid(name, f"feedback has only {', '.join(FeedbackRequest.model_fields)}")
+    if error["type"] == "missing":
+        return missing(name)
+    return _invalid(name, f"expected {field.description}")
+
+
+def _invalid(param: str, reason: str) -> RequestError:
+    return RequestError(f"Invalid '{param}': {reason}.", param=param, code="invalid_value")
 
 # %% ../nbs/114_feedback_routes.ipynb #92c03670
 def _owner(trace_id: str, settings: Settings) -> str | None:

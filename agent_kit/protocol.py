@@ -7,8 +7,8 @@ __all__ = ['TASKS', 'Temperature', 'Probability', 'Penalty', 'Positive', 'TopLog
            'MetadataKey', 'MetadataText', 'Metadata', 'Include', 'Items', 'Stop', 'ToolChoice', 'Tools', 'TextForm',
            'Reasoning', 'Conversation', 'ChatMessages', 'ChatTools', 'ResponseFormat', 'ChatToolChoice',
            'AgentMessages', 'Request', 'AgentContext', 'RequestBase', 'ResponsesRequest', 'flat_tool',
-           'flat_tool_choice', 'ChatRequest', 'ChatAgentRequest', 'parse_request', 'refuse_state', 'RequestError',
-           'dump_json', 'error_body', 'parse_json']
+           'flat_tool_choice', 'ChatRequest', 'ChatAgentRequest', 'as_request_error', 'parse_request', 'refuse_state',
+           'RequestError', 'dump_json', 'error_body', 'parse_json']
 
 # %% ../nbs/020_protocol.ipynb #944d00d7
 import logging
@@ -16,7 +16,6 @@ import re
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
 from .fields import missing, wrong_type, wrong_value
 from agent_kit.items import (
@@ -349,16 +348,21 @@ def _path(location: tuple[int | str, ...]) -> str:
     return "".join(steps).removeprefix(".").removesuffix(".[key]")
 
 
-def _as_request_error(error: ErrorDetails) -> RequestError:
-    param, kind = _path(error["loc"]), error["type"]
+def as_request_error(error: ValidationError, *place: str) -> RequestError:
+    """Return the first complaint of pydantic as an error that names the field.
+
+    place: where in the request the validated value stands, if it is not the whole body.
+    """
+    first = error.errors(include_url=False)[0]
+    param, kind = _path((*place, *first["loc"])), first["type"]
     if kind == "missing":
         return missing(param)
     if kind in _EXPECTED:
-        return wrong_type(param, _EXPECTED[kind], error["input"])
+        return wrong_type(param, _EXPECTED[kind], first["input"])
     if kind == "literal_error":
-        allowed = re.findall(r"'([^']*)'", error["ctx"]["expected"])  # type: ignore[typeddict-item]
-        return wrong_value(param, error["input"], allowed)
-    reason = error["msg"][0].lower() + error["msg"][1:]
+        allowed = re.findall(r"'([^']*)'", first["ctx"]["expected"])  # type: ignore[typeddict-item]
+        return wrong_value(param, first["input"], allowed)
+    reason = first["msg"][0].lower() + first["msg"][1:]
     return RequestError(f"Invalid '{param}': {reason}.", param=param, code="invalid_value")
 
 # %% ../nbs/020_protocol.ipynb #97d54d14
@@ -382,7 +386,7 @@ def parse_request(task: str, data: dict[str, Any]) -> Request:
     try:
         request = _CLASSES[task].model_validate(given)
     except ValidationError as error:
-        raise _as_request_error(error.errors(include_url=False)[0]) from None
+        raise as_request_error(error) from None
     if request.model_extra:
         _log_unknown(request)
     return request

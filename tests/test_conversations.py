@@ -109,8 +109,9 @@ def test_items_are_added_read_and_deleted(client):
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        ({"metadata": {"key": 7}}, "metadata"),
-        ({"metadata": {"k" * 65: "long"}}, "metadata"),
+        ({"metadata": {"key": 7}}, "metadata.key"),
+        ({"metadata": 7}, "metadata"),
+        ({"metadata": {"k" * 65: "long"}}, f"metadata.{'k' * 65}"),
         ({"items": "text"}, "items"),
         ({"items": [{"role": "king", "content": "x"}]}, "items[0].role"),
         ({"items": [{"role": "user", "content": "x"}] * 21}, "items"),

@@ -1,5 +1,6 @@
 """Feedback over HTTP: an assessment on the trace of the answer, from whom it belongs to alone."""
 
+import re
 from collections.abc import Iterator
 
 import httpx2
@@ -117,7 +118,18 @@ BAD = [
 def test_a_bad_judgement_is_a_400_that_names_the_field(untraced, body, param):
     answer = judge(untraced, {}, **body)
     assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == param
+    error = answer.json()["error"]
+    assert error["param"] == param
+    assert re.fullmatch(
+        rf"(Invalid|Missing required parameter:) '{param}'[^^\\[\]]*\.", error["message"]
+    )
+
+
+def test_what_a_judgement_may_be_is_said_in_words(untraced):
+    answer = judge(untraced, {}, trace_id="tr-1", value=True)
+    assert "x-mlflow-trace-id" in answer.json()["error"]["message"]
+    answer = judge(untraced, {}, trace_id=UNKNOWN, value=[])
+    assert "true, false, a number, or a text" in answer.json()["error"]["message"]
 
 
 def test_without_traces_there_is_nothing_to_judge(untraced):
