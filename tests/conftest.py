@@ -1,6 +1,8 @@
 """Each test alone: its own folder, no developer's settings, no network, nothing left behind."""
 
+import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,18 +13,28 @@ clean_environment()
 _network = NetworkGuard()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def module_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let what the tests of a module share leave its files in a folder of their own."""
+    with contextlib.chdir(tmp_path_factory.mktemp("module")):
+        yield
+
+
 @pytest.fixture(autouse=True)
-def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run the test in a folder of its own and put the environment back afterwards."""
+def isolated(module_folder: None, tmp_path: Path) -> Iterator[None]:
+    """Run the test in a folder of its own, and forget what it set and imported there."""
     from agent_kit.settings import get_settings
 
-    environment = dict(os.environ)
+    environment, import_path = dict(os.environ), list(sys.path)
     get_settings.cache_clear()
-    with monkeypatch.context() as here:
-        here.chdir(tmp_path)
+    with contextlib.chdir(tmp_path):
         yield
     os.environ.clear()
     os.environ.update(environment)
+    sys.path[:] = import_path
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(f"{tmp_path}{os.sep}"):
+            del sys.modules[name]
     get_settings.cache_clear()
 
 

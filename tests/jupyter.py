@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import nbformat
 from browser import PATIENCE_MS
 from playwright.sync_api import Browser, Locator, Page
+from support import free_port
 
 TOKEN = "only-for-tests"
 OVERRIDES = {
@@ -22,12 +22,6 @@ OVERRIDES = {
     "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
 }
 START_SECONDS = 120
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager
@@ -50,7 +44,7 @@ def serve_lab(folder: Path, older_widgets: Path | None = None) -> Iterator[str]:
         environment["PYTHONPATH"] = str(older_widgets)
         extensions = older_widgets / "share/jupyter/labextensions"
         extra = [f"--LabServerApp.extra_labextensions_path={extensions}"]
-    port = _free_port()
+    port = free_port()
     command = [
         *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
         *(

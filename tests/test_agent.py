@@ -1,7 +1,6 @@
 """The default agent: real programs, really run, over HTTP and by the official clients."""
 
 import asyncio
-import importlib
 import json
 import os
 import subprocess
@@ -15,11 +14,9 @@ import pytest
 from model_stand_in import ModelStandIn, Refusal, Turn
 from openai import AsyncOpenAI, OpenAI
 from stream_checker import check_sse
+from support import default_agent
 
-import agent_kit.agent
-from agent_kit.agent import server
-from agent_kit.handlers import default_registry
-from agent_kit.settings import get_settings
+from agent_kit.server import AgentServer
 
 QUESTION = {"input": [{"role": "user", "content": "What is 17*23?"}]}
 CHAT_QUESTION = {"messages": [{"role": "user", "content": "What is 17*23?"}]}
@@ -31,9 +28,13 @@ PYTHON = ("python_exec", {"code": "print(6 * 7)"})
 
 @pytest.fixture(autouse=True)
 def untraced(monkeypatch):
-    settings = server.settings
-    mlflow = settings.mlflow.model_copy(update={"tracing": False})
-    monkeypatch.setattr(server.service, "settings", settings.model_copy(update={"mlflow": mlflow}))
+    monkeypatch.setenv("AGENT_KIT_MLFLOW_TRACING", "false")
+
+
+@pytest.fixture
+def server() -> Iterator[AgentServer]:
+    with default_agent() as agent:
+        yield agent.server
 
 
 def text_of(response: dict[str, Any]) -> str:
@@ -43,7 +44,7 @@ def text_of(response: dict[str, Any]) -> str:
 # Nothing is configured ------------------------------------------------------------------------
 
 
-def test_the_answer_is_computed_in_the_sandbox():
+def test_the_answer_is_computed_in_the_sandbox(server):
     with server.serve() as url:
         output = httpx2.post(f"{url}/invocations", json=QUESTION, timeout=30).json()["output"]
     assert [item["type"] for item in output] == ["function_call", "function_call_output", "message"]
@@ -52,7 +53,7 @@ def test_the_answer_is_computed_in_the_sandbox():
     assert "391" in output[2]["content"][0]["text"]
 
 
-def test_the_answer_streams():
+def test_the_answer_streams(server):
     with server.serve() as url:
         answer = httpx2.post(f"{url}/invocations", json={**QUESTION, "stream": True}, timeout=30)
     events = check_sse(answer.content)
@@ -60,7 +61,7 @@ def test_the_answer_streams():
     assert "391" in json.dumps(events[-1]["response"]["output"])
 
 
-def test_chat_completions_hide_the_agents_own_tool_calls():
+def test_chat_completions_hide_the_agents_own_tool_calls(server):
     async def ask():
         async with server.client() as client:
             return await client.chat.completions.create(
@@ -73,7 +74,7 @@ def test_chat_completions_hide_the_agents_own_tool_calls():
     assert "4" in choice.message.content
 
 
-def test_what_no_rule_knows_is_answered_honestly():
+def test_what_no_rule_knows_is_answered_honestly(server):
     async def ask():
         async with server.client() as client:
             return await client.responses.create(input="Write me a poem about the sea.")
@@ -104,15 +105,7 @@ def served(request, monkeypatch) -> Iterator[Served]:
         monkeypatch.setenv("AGENT_KIT_MODEL", request.param)
         monkeypatch.setenv("OPENAI_BASE_URL", service.url)
         monkeypatch.setenv("OPENAI_API_KEY", "sk-stand-in")
-        monkeypatch.setenv("AGENT_KIT_MLFLOW_TRACING", "false")
-        get_settings.cache_clear()
-        # The module is imported anew, and what it registers is forgotten afterwards.
-        monkeypatch.setattr(default_registry, "stream_handler", default_registry.stream_handler)
-        # A package also holds its modules as attributes, which outlive what sys.modules forgets.
-        monkeypatch.setattr(agent_kit, "agent", agent_kit.agent)
-        monkeypatch.delitem(sys.modules, "agent_kit.agent")
-        agent = importlib.import_module("agent_kit.agent")
-        with agent.server.serve() as url:
+        with default_agent() as agent, agent.server.serve() as url:
             yield Served(url, service)
 
 
@@ -127,7 +120,6 @@ def test_one_variable_puts_a_model_service_in_place(tmp_path: Path):
             "AGENT_KIT_MODEL": "openai:stand-in",
             "OPENAI_BASE_URL": service.url,
             "OPENAI_API_KEY": "sk-stand-in",
-            "AGENT_KIT_MLFLOW_TRACING": "false",
         }
         command = [Path(sys.executable).with_name("agent-server"), "--port", "0"]
         with subprocess.Popen(

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import PROJECT
-from tracing_support import change, free_port
+from support import PROJECT, free_port
+from tracing_support import change
 
 from agent_kit.cli import agent_evaluate
 from agent_kit.datasets import DatasetError

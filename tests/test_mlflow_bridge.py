@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from model_stand_in import ModelStandIn
-from tracing_support import drain_here, free_port, stored_trace, stored_traces, tree, wait_until
+from support import free_port
+from tracing_support import drain_here, stored_trace, stored_traces, tree, wait_until
 
 from agent_kit.sections import Settings
 

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from model_stand_in import ModelStandIn, Refusal, Turn
+from support import default_agent
 
 from agent_kit.model_interface import ModelError, ModelRequest, ScriptedModel
 from agent_kit.models import create_model
@@ -188,20 +189,17 @@ def test_a_model_that_was_made_before_is_on_record_within_the_block_only(path):
 
 
 def test_an_agent_replays_its_calls_of_tools(path, monkeypatch):
-    from agent_kit.agent import server
+    monkeypatch.setenv("AGENT_KIT_MLFLOW_TRACING", "false")
 
-    untraced = server.settings.mlflow.model_copy(update={"tracing": False})
-    settings = server.settings.model_copy(update={"mlflow": untraced})
-    monkeypatch.setattr(server.service, "settings", settings)
-
-    async def answer():
+    async def answer(server):
         async with server.client() as client:
             return (await client.responses.create(input="What is 17*23?")).output_text
 
-    with use_recording(path, mode="new"):
-        recorded = asyncio.run(answer())
-    assert len(path.read_text().splitlines()) == 2
-    path.write_text(path.read_text().replace('"delta":"391"', '"delta":"391, on record"'))
-    with use_recording(path):
-        replayed = asyncio.run(answer())
+    with default_agent() as agent:
+        with use_recording(path, mode="new"):
+            recorded = asyncio.run(answer(agent.server))
+        assert len(path.read_text().splitlines()) == 2
+        path.write_text(path.read_text().replace('"delta":"391"', '"delta":"391, on record"'))
+        with use_recording(path):
+            replayed = asyncio.run(answer(agent.server))
     assert replayed == f"{recorded}, on record"

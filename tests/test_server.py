@@ -4,21 +4,23 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
 import httpx2
 import pytest
+from support import free_port
 
 from agent_kit.client import RequestRefused
 from agent_kit.handlers import Registry
 from agent_kit.server import ServerError, create_server, load_server, parse_server_args
 
 QUESTION = {"input": "Hello"}
+PATIENCE = 60
 
 
 @pytest.fixture(autouse=True)
@@ -155,29 +157,27 @@ def test_an_unknown_task_names_the_known_ones():
 
 def test_blocking_functions_run_side_by_side_and_health_answers_meanwhile():
     server = create_server()
+    together, asked_health = threading.Barrier(33), threading.Event()
 
     @server.invoke()
     def slow(request):
-        time.sleep(0.1)
+        together.wait(PATIENCE)
+        assert asked_health.wait(PATIENCE)
         return "done"
 
     async def ask(url):
-        async with httpx2.AsyncClient(base_url=url, timeout=30) as http:
-            began = time.perf_counter()
+        async with httpx2.AsyncClient(base_url=url, timeout=PATIENCE) as http:
             asked = [http.post("/invocations", json=QUESTION) for _ in range(32)]
             answers = asyncio.gather(*asked)
-            await asyncio.sleep(0.02)
-            health_began = time.perf_counter()
+            await asyncio.to_thread(together.wait, PATIENCE)
             health = await http.get("/health")
-            health_seconds = time.perf_counter() - health_began
-            return await answers, time.perf_counter() - began, health, health_seconds
+            asked_health.set()
+            return await answers, health
 
     with server.serve() as url:
-        answers, seconds, health, health_seconds = asyncio.run(ask(url))
+        answers, health = asyncio.run(ask(url))
     assert {answer.status_code for answer in answers} == {200}
     assert health.status_code == 200
-    assert seconds < 1.6, "32 calls of 100 ms one after the other take 3.2 s"
-    assert health_seconds < 1.0
 
 
 # Loading and arguments ------------------------------------------------------------------------
@@ -237,12 +237,6 @@ AGENT = """
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 class Process:
     """A server in a process of its own, answering at `url`."""
 
@@ -255,7 +249,7 @@ class Process:
         self.process = subprocess.Popen(command, cwd=folder, env=environment)
 
     def __enter__(self) -> "Process":
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 if httpx2.get(f"{self.url}/health").status_code == 200:
@@ -267,7 +261,7 @@ class Process:
     def __exit__(self, *exc: object) -> None:
         if self.process.poll() is None:
             self.process.terminate()
-        self.process.wait(30)
+        self.process.wait(PATIENCE)
 
 
 def test_sigterm_lets_a_running_stream_end(tmp_path):
@@ -286,7 +280,7 @@ def test_sigterm_lets_a_running_stream_end(tmp_path):
 def test_several_workers_answer(tmp_path):
     with Process(tmp_path, workers=2) as server:
         pids = set()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while len(pids) < 2 and time.monotonic() < deadline:
             answer = httpx2.post(f"{server.url}/invocations", json=QUESTION, timeout=30)
             pids.add(text_of(answer.json()).split()[0])

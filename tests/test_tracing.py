@@ -11,9 +11,9 @@ from contextlib import suppress
 import httpx2
 import psutil
 import pytest
+from support import free_port
 from tracing_support import (
     change,
-    free_port,
     mlflow_server,
     run_script,
     stored_trace,

@@ -4,7 +4,6 @@ import json
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -18,6 +17,7 @@ import httpx2
 import psutil
 import pytest
 from stream_checker import check_stream
+from support import free_port
 
 AGENT = """
     import asyncio, os
@@ -52,12 +52,7 @@ AGENT = """
 """
 PATIENCE = 60
 LEASE = 1.5
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+CANCEL_SECONDS = 1
 
 
 class Cluster:
@@ -162,7 +157,8 @@ def worker_of(text: str) -> int:
 
 
 def test_four_workers_behave_as_one_server(tmp_path):
-    with Cluster(tmp_path, workers=4) as cluster:
+    # No worker shall be taken for dead because the machine is busy.
+    with Cluster(tmp_path, workers=4, AGENT_KIT_STORE_LEASE_SECONDS="60") as cluster:
         workers = set()
         previous: dict[str, Any] = {}
         for turn in range(40):
@@ -180,7 +176,7 @@ def test_four_workers_behave_as_one_server(tmp_path):
         for response_id in running:
             began = time.monotonic()
             assert cluster.post(f"/{response_id}/cancel")["status"] == "cancelled"
-            assert time.monotonic() - began < 3, "a cancel takes a second, here on a busy machine"
+            assert time.monotonic() - began < 10 * CANCEL_SECONDS
             assert cluster.post(f"/{response_id}/cancel") == cluster.get(response_id)
         for home in homes:
             wait_until((tmp_path / f"closed-{home}").exists)

@@ -1,7 +1,6 @@
 """What the tests of tracing share, besides the fixtures in `tracing_fixtures.py`."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -71,18 +70,12 @@ def run_script(
     )
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
     """Wait for something to become true; fail when it takes longer."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it takes too long"
         time.sleep(0.05)
-
-
-def free_port() -> int:
-    """A port of this machine that nobody uses."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 @contextmanager
