@@ -27,7 +27,7 @@ LASTING_PROCESSES += ("--type=",)
 LASTING_THREADS = ("AnyIO worker thread", "store-")
 # With these asyncio itself closes generators that their reader has dropped.
 CLOSING_TASKS = "async_generator_athrow"
-PATIENCE = 5.0
+PATIENCE = 30.0
 
 
 def clean_environment() -> None:

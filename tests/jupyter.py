@@ -64,7 +64,7 @@ def serve_lab(folder: Path, older_widgets: Path | None = None) -> Iterator[str]:
         yield url
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
 
 
 def _wait_until_up(process: subprocess.Popen, url: str, log: Path) -> None:

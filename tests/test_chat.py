@@ -17,6 +17,8 @@ from agent_kit.datasets import load_cases
 from agent_kit.display import transcript_html
 from agent_kit.server import AgentServer, create_server
 
+PATIENCE = 60
+
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> AgentServer:
@@ -53,7 +55,7 @@ def buttons(chat: Chat) -> dict[str, object]:
 
 def settle(chat: Chat) -> None:
     """Wait until the panel shows the end of the answer."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while chat.session.is_running or chat.panel.actions.turn is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -71,7 +73,7 @@ def test_sends_from_async_and_from_sync_code(chat: Chat) -> None:
 
 def test_buttons_retry_edit_and_undo(chat: Chat, server: AgentServer) -> None:
     for text in ("one", "two"):
-        chat.submit(text).result(10)
+        chat.submit(text).result(PATIENCE)
 
     @server.stream()
     async def shout(request):  # type: ignore[no-untyped-def]
@@ -135,23 +137,27 @@ def test_failure_shows_one_line_and_the_traceback(chat: Chat, server: AgentServe
 
 
 def test_interrupt_of_await_stops_the_agent(chat: Chat, server: AgentServer) -> None:
-    closed = threading.Event()
+    begun, closed = threading.Event(), threading.Event()
 
     @server.stream()
     async def endless(request):  # type: ignore[no-untyped-def]
         try:
             while True:
+                begun.set()
                 yield "on "
                 await asyncio.sleep(0.01)
         finally:
             closed.set()
 
     async def impatient() -> None:
-        await asyncio.wait_for(chat.send("go"), 0.3)
+        waiting = asyncio.create_task(chat.send("go"))
+        assert await asyncio.to_thread(begun.wait, PATIENCE)
+        waiting.cancel()
+        await waiting
 
-    with pytest.raises(TimeoutError):
+    with pytest.raises(asyncio.CancelledError):
         asyncio.run(impatient())
-    assert closed.wait(10)
+    assert closed.wait(PATIENCE)
     settle(chat)
     assert chat.turns[0].answer.status == "stopped"
 
@@ -161,7 +167,7 @@ def test_one_answer_at_a_time(chat: Chat, server: AgentServer) -> None:
 
     @server.stream()
     def wait(request):  # type: ignore[no-untyped-def]
-        gate.wait(10)
+        gate.wait(PATIENCE)
         yield "done"
 
     future = chat.submit("first")
@@ -170,7 +176,7 @@ def test_one_answer_at_a_time(chat: Chat, server: AgentServer) -> None:
     with pytest.raises(RuntimeError, match="under way"):
         chat.send_sync("third")
     gate.set()
-    future.result(10)
+    future.result(PATIENCE)
     assert [turn.answer.text for turn in chat.turns] == ["done"]
 
 

@@ -25,7 +25,7 @@ def test_the_first_delta_arrives_before_the_agent_has_finished():
         @server.stream()
         async def answer(request):
             yield "first"
-            await asyncio.wait_for(seen.wait(), 10)
+            await asyncio.wait_for(seen.wait(), 60)
             yield " second"
 
         async with (

@@ -386,10 +386,11 @@ def test_the_digest_names_the_content() -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[None]:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A new MLflow store on disk."""
     import mlflow
 
+    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     mlflow.set_experiment("questions")
     yield

@@ -213,7 +213,7 @@ def test_a_client_that_goes_away_is_noticed_at_once(sync):
             "POST", f"{url}/v1/responses", json={"input": "Hi", "stream": True}, timeout=30
         ) as response:
             assert any("output_text.delta" in line for line in response.iter_lines())
-            assert begun.wait(10)
+            assert begun.wait(60)
         gone_at = time.monotonic()
         assert ended.wait(5), "the agent goes on for nobody"
     assert closed_at[0] - gone_at < 5
@@ -241,10 +241,10 @@ def test_a_slow_reader_makes_the_agent_wait():
             )
             connection.sendall(head.encode() + body)
             before = -1
-            while before != produced:
+            while not produced or before != produced:
                 before = produced
                 time.sleep(0.3)
-            assert 0 < produced < 3_000, "30 MB went out though nobody read"
+            assert produced < 3_000, "30 MB went out though nobody read"
 
 
 def test_a_chat_stream_of_the_same_server_ends_with_done(url):

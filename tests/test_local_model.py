@@ -113,7 +113,7 @@ def test_closing_stops_an_endless_model(tmp_path, path):
         return closed, await collect(model, QUESTION, parameters=short)
 
     closed, events = asyncio.run(leave_and_return())
-    assert closed < 0.5
+    assert closed < 5
     assert text(events) == "ticktick"
     assert events[-1]["response"]["incomplete_details"] == {"reason": "max_output_tokens"}
 

@@ -213,7 +213,7 @@ def meeting(places: int) -> Callable[..., Any]:
 
     def meet(number: int) -> str:
         """Wait for the others."""
-        together.wait(20)
+        together.wait(60)
         time.sleep(0.02 * (places - number))
         return f"met {number}"
 
@@ -294,9 +294,9 @@ def test_a_slow_model_is_stopped_and_closed():
             finally:
                 closed.set()
 
-    events = stream(serve(SlowModel([]), timeout_seconds=0.5))
+    events = stream(serve(SlowModel([]), timeout_seconds=1))
     assert events[-1]["type"] == "response.failed"
-    assert "longer than 0.5 s" in events[-1]["response"]["error"]["message"]
+    assert "longer than 1 s" in events[-1]["response"]["error"]["message"]
     assert closed.is_set()
 
 
@@ -312,7 +312,7 @@ def test_a_slow_tool_is_stopped_when_the_time_of_the_answer_is_up():
 
     model = ScriptedModel([function_call("dawdle", {})])
     with pytest.raises(Exception, match="longer than") as caught:
-        ask(serve(model, tools=[dawdle], timeout_seconds=0.05))
+        ask(serve(model, tools=[dawdle], timeout_seconds=1))
     assert caught.value.status_code == 504
     assert closed.is_set()
 
@@ -350,10 +350,15 @@ def test_an_incomplete_turn_ends_the_answer(reason):
 
 
 def test_reading_no_further_stops_the_model_and_the_tools():
+    waiting: list[str] = []
     stopped: list[str] = []
+    both_wait = asyncio.Event()
 
     async def wait(name: str) -> None:
         """Wait."""
+        waiting.append(name)
+        if len(waiting) == 2:
+            both_wait.set()
         try:
             await asyncio.sleep(60)
         finally:
@@ -364,7 +369,7 @@ def test_reading_no_further_stops_the_model_and_the_tools():
         request = ResponsesRequest(input=[{"role": "user", "content": "Hello"}])
         events = run_agent(request, model=ScriptedModel([calls]), tools=[wait])
         reader = asyncio.create_task(anext_forever(events))
-        await asyncio.sleep(0.05)
+        await asyncio.wait_for(both_wait.wait(), 60)
         begun = time.monotonic()
         reader.cancel()
         await asyncio.gather(reader, return_exceptions=True)
@@ -374,23 +379,24 @@ def test_reading_no_further_stops_the_model_and_the_tools():
         async for _ in events:
             pass
 
-    assert asyncio.run(run()) < 2
+    assert asyncio.run(run()) < 20
     assert sorted(stopped) == ["a", "b"]
 
 
 def test_a_plain_function_that_is_stuck_holds_up_nobody():
-    left = threading.Event()
+    stuck, left = threading.Event(), threading.Event()
 
     def stick() -> None:
         """Get stuck."""
-        left.wait(20)
+        stuck.set()
+        left.wait(60)
 
     async def run() -> float:
         request = ResponsesRequest(input=[{"role": "user", "content": "Hello"}])
         model = ScriptedModel([function_call("stick", {})])
         events = run_agent(request, model=model, tools=[stick])
         reader = asyncio.create_task(read(events))
-        await asyncio.sleep(0.05)
+        await asyncio.to_thread(stuck.wait, 60)
         begun = time.monotonic()
         reader.cancel()
         await asyncio.gather(reader, return_exceptions=True)
@@ -402,7 +408,7 @@ def test_a_plain_function_that_is_stuck_holds_up_nobody():
         async for _ in events:
             pass
 
-    assert asyncio.run(run()) < 2
+    assert asyncio.run(run()) < 20
 
 
 # The caller's tools ---------------------------------------------------------------------------

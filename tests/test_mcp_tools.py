@@ -190,9 +190,9 @@ def test_only_the_named_tools_are_used(guarded: Guarded):
 
 
 def test_a_slow_tool_ends_on_time(guarded: Guarded):
-    (result,) = use(mcp_server(guarded.url, timeout_seconds=0.5), ("dawdle", ""))
+    (result,) = use(mcp_server(guarded.url, timeout_seconds=2), ("dawdle", ""))
     assert result.failed
-    assert "longer than 0.5 s" in result.text
+    assert "longer than 2 s" in result.text
 
 
 def test_headers_are_sent(guarded: Guarded):

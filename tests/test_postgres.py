@@ -17,7 +17,8 @@ from agent_kit.server import AgentServer, create_server
 from agent_kit.settings import load_settings
 from agent_kit.store_schema import make_engine, migrate, prepare_database
 
-PATIENCE = 30
+PATIENCE = 60
+CANCEL_SECONDS = 1
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_two_servers_on_one_database_are_one(database):
         running = ask(here, "wait", background=True)
         began = time.monotonic()
         assert there.responses.cancel(running.id).status == "cancelled"
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10 * CANCEL_SECONDS
         assert one.closed.wait(PATIENCE)
         events = list(there.responses.retrieve(running.id, stream=True, starting_after=1))
         assert events[-1].response.status == "cancelled"

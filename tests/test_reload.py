@@ -18,6 +18,7 @@ from fastcore.nbio import mk_cell, new_nb, write_nb
 
 from agent_kit.reload import ExportError, explain_error, export_notebooks, find_cell
 
+PATIENCE = 60
 PYPROJECT = """
 [project]
 name = "greeter"
@@ -98,7 +99,7 @@ class Supervisor:
 
     def wait_for(self, words: str) -> str:
         """Wait for a line with `words` and return it."""
-        while (line := self._lines.get(timeout=30)) is not None:
+        while (line := self._lines.get(timeout=PATIENCE)) is not None:
             self.said.append(line)
             if words in line:
                 return line
@@ -110,12 +111,12 @@ class Supervisor:
         return self
 
     def ask(self, path: str = "/") -> str:
-        with urllib.request.urlopen(self.url + path, timeout=10) as response:
+        with urllib.request.urlopen(self.url + path, timeout=PATIENCE) as response:
             return response.read().decode()
 
     def end(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        code = self.process.wait(timeout=30)
+        code = self.process.wait(timeout=PATIENCE)
         self._reader.join()
         while line := self._lines.get():
             self.said.append(line)
@@ -137,7 +138,8 @@ def wait_until_gone(process: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         descriptor = os.pidfd_open(process)
         try:
-            assert select.select([descriptor], [], [], 20)[0], f"process {process} is still there"
+            ended, _, _ = select.select([descriptor], [], [], PATIENCE)
+            assert ended, f"process {process} is still there"
         finally:
             os.close(descriptor)
 
@@ -264,7 +266,7 @@ def test_a_saved_notebook_is_served_and_no_request_is_lost(project: Path) -> Non
 def test_a_request_under_way_is_finished_by_the_code_that_began_it(project: Path) -> None:
     with supervised(project) as supervisor:
         supervisor.start()
-        with urllib.request.urlopen(supervisor.url + "/slow", timeout=10) as slow:
+        with urllib.request.urlopen(supervisor.url + "/slow", timeout=PATIENCE) as slow:
             assert slow.read(6) == b"begun "
             save_notebook(project, APP.format(reply="two"))
             supervisor.wait_for("the new code answers")
@@ -348,5 +350,5 @@ def test_a_port_that_is_taken_is_an_error(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         supervisor = Supervisor(tmp_path, "single:app", taken.getsockname()[1])
         supervisor.wait_for("Address already in use")
-        assert supervisor.process.wait(timeout=30) == 1
+        assert supervisor.process.wait(timeout=PATIENCE) == 1
         supervisor.end()

@@ -288,7 +288,7 @@ def test_a_silent_agents_stream_opens_without_it():
 
     @server.stream()
     def answer(request):
-        go_on.wait(20)
+        go_on.wait(60)
         yield "done"
 
     with server.serve() as url:
@@ -310,7 +310,7 @@ def test_a_silent_stream_is_kept_alive(monkeypatch):
     @server.stream()
     def answer(request):
         yield "one"
-        go_on.wait(20)
+        go_on.wait(60)
         yield "two"
 
     with server.serve() as url:
@@ -356,7 +356,7 @@ def test_a_client_that_goes_away_closes_the_agents_generator(stream, speaks):
 
     with server.serve() as url:
         connection = raw_request(url, {**QUESTION, "stream": stream})
-        assert begun.wait(10)
+        assert begun.wait(60)
         connection.close()
         assert ended.wait(5), "the agent goes on for nobody"
 
@@ -376,7 +376,7 @@ def test_a_client_that_goes_away_closes_a_sync_generator():
 
     with server.serve() as url:
         connection = raw_request(url, {**QUESTION, "stream": True})
-        assert begun.wait(10)
+        assert begun.wait(60)
         connection.close()
         assert ended.wait(5)
 

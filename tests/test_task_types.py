@@ -443,7 +443,7 @@ def test_a_function_replaced_during_a_request_serves_the_next_one():
     def first(request):
         yield "from the "
         asked.set()
-        assert replaced.wait(10)
+        assert replaced.wait(60)
         yield "first"
 
     answers: list[str] = []
@@ -454,7 +454,7 @@ def test_a_function_replaced_during_a_request_serves_the_next_one():
 
         running = threading.Thread(target=ask)
         running.start()
-        assert asked.wait(10)
+        assert asked.wait(60)
         server.stream()(lambda request: iter(["from the ", "second"]))
         ask()
         replaced.set()

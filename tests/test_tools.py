@@ -454,7 +454,7 @@ def test_plain_functions_run_beside_each_other():
     @tool
     def meet() -> str:
         """Meet the others."""
-        return str(together.wait(20) >= 0)
+        return str(together.wait(60) >= 0)
 
     async def all_at_once() -> list[ToolResult]:
         return await asyncio.gather(*(meet.call("{}") for _ in range(8)))

@@ -229,7 +229,7 @@ def test_replay_is_compared_and_taken_over(server: AgentServer) -> None:
             chat.session.submit(asyncio.sleep(0.01)).result()
         chat.send_sync("Ho")
         server.invoke()(lambda request: "changed")
-        chat.replay().result(30)
+        chat.replay().result(60)
         comparison, row = chat.panel.comparison.children
         assert "0 of 2 answers are the same" in comparison.value
         row.children[0].click()

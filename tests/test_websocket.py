@@ -19,7 +19,7 @@ from agent_kit.server import AgentServer, create_server
 from agent_kit.settings import load_settings
 
 UNTRACED = {"AGENT_KIT_MLFLOW_TRACING": "false"}
-PATIENCE = 20
+PATIENCE = 60
 LAST = ("response.completed", "response.failed", "response.incomplete", "error")
 
 
