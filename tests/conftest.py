@@ -3,14 +3,23 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-from guards import NetworkGuard, clean_environment, no_leaks
+from guards import NetworkGuard, clean_environment, drop_broken_coverage, no_leaks
 
 clean_environment()
 _network = NetworkGuard()
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """Before the coverage is added up, drop what cannot be."""
+    ended = yield
+    if not hasattr(session.config, "workerinput"):
+        drop_broken_coverage(session.config.rootpath)
+    return ended
 
 
 @pytest.fixture(scope="module", autouse=True)

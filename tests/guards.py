@@ -7,10 +7,12 @@ import asyncio
 import contextlib
 import ipaddress
 import os
+import sqlite3
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -122,3 +124,29 @@ def _pending_tasks() -> Iterator[list[str]]:
         yield found
     finally:
         asyncio.runners._cancel_all_tasks = cancel_all  # type: ignore[attr-defined]
+
+
+# What is read when the files that the measured processes wrote are added up.
+COVERAGE_TABLES = ("file", "context", "tracer", "arc", "line_bits")
+
+
+def drop_broken_coverage(folder: Path) -> None:
+    """Delete the coverage that killed processes left half written.
+
+    It is written without a journal, and adding it up fails the whole run for a file that opens
+    and then turns out to be incomplete: `combine_parallel_data` in coverage's `data.py`.
+    """
+    for path in folder.glob(".coverage.*"):
+        if not _is_whole(path):
+            path.unlink(missing_ok=True)
+
+
+def _is_whole(path: Path) -> bool:
+    uri = f"{path.as_uri()}?mode=ro&immutable=1"
+    try:
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+            for table in COVERAGE_TABLES:
+                connection.execute(f"SELECT 1 FROM {table} LIMIT 1")
+            return connection.execute("PRAGMA quick_check").fetchone() == ("ok",)
+    except sqlite3.Error:
+        return False
