@@ -1,20 +1,13 @@
 """What an agent does with MLflow belongs to the trace of its request, whenever MLflow comes."""
 
 import json
-import os
-import subprocess
-import sys
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 from model_stand_in import ModelStandIn
-from support import free_port
-from tracing_support import drain_here, stored_trace, stored_traces, tree, wait_until
+from tracing_support import drain_here, serving, stored_trace, stored_traces, tree
 
 from agent_kit.sections import Settings
 
@@ -73,35 +66,6 @@ IMPORTS = {"at the start": "import mlflow", "in the handler": ""}
 EXPECTED = {("agent", None), ("plan", "agent"), ("tool", "plan"), ("look_up", "tool")}
 
 
-@contextmanager
-def serving(project: Path, agent: str, **environment: str) -> Iterator[str]:
-    """Serve an agent from a process of its own; give the URL."""
-    (project / "my_agent.py").write_text(agent)
-    (project / "settings.ini").write_text("[server]\napp = my_agent:app\n")
-    port = free_port()
-    server = subprocess.Popen(
-        [Path(sys.executable).with_name("agent-server"), "--port", str(port)],
-        cwd=project,
-        env=os.environ | environment,
-        stderr=subprocess.DEVNULL,
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_until(lambda: answers(f"{url}/ready"), seconds=60)
-        yield url
-    finally:
-        server.terminate()
-        server.wait(60)
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return True
-    except OSError:
-        return False
-
-
 def ask(url: str, **body: Any) -> str:
     """Ask the agent; return the id of the trace."""
     request = urllib.request.Request(
@@ -124,7 +88,7 @@ def test_no_span_of_mlflow_is_lost(project: Settings, handler: str, imported: st
     bodies = [
         {"custom_inputs": {"name": f"n{number}"}, "stream": number % 2 == 0} for number in range(6)
     ]
-    with serving(project.project_dir, agent) as url, ThreadPoolExecutor(6) as threads:
+    with serving(project, agent) as (url, _), ThreadPoolExecutor(6) as threads:
         traces = list(threads.map(lambda body: ask(url, **body), bodies))
     drain_here(project)
     for body, trace_id in zip(bodies, traces, strict=True):
@@ -160,11 +124,11 @@ def test_calls_that_mlflow_logs_by_itself_are_in_the_trace(project: Settings) ->
     with (
         ModelStandIn(["It rains."]) as model,
         serving(
-            project.project_dir,
+            project,
             AUTOLOG,
             OPENAI_BASE_URL=model.url,
             OPENAI_API_KEY="sk-0123456789abcdefghij",
-        ) as url,
+        ) as (url, _),
     ):
         trace_id = ask(url)
     trace = stored_trace(project, trace_id)

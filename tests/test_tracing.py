@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import httpx2
@@ -16,6 +17,7 @@ from tracing_support import (
     change,
     mlflow_server,
     run_script,
+    serving,
     stored_trace,
     stored_traces,
     tree,
@@ -397,6 +399,54 @@ os.kill(os.getpid(), signal.SIGKILL)
     wait_until(lambda: not drains(project))
     assert len(stored_traces(project)) == 30
     assert list(project.mlflow.spool_dir.glob("*.jsonl")) == []
+
+
+STUCK = """
+import asyncio, time
+from agent_kit.server import create_server
+
+server = create_server()
+app = server.app
+
+
+@server.stream()
+async def answer(request):
+    yield "I begin "
+    stuck = asyncio.to_thread(time.sleep, 600)
+    await (stuck if "thread" in request.input[-1]["content"] else asyncio.sleep(600))
+"""
+
+
+def test_a_stopped_server_cuts_stuck_streams_and_keeps_their_traces(project: Settings) -> None:
+    """Databricks Apps kills what is still there 15 seconds after SIGTERM."""
+
+    def ask(question: str) -> tuple[str, list[str]]:
+        body = {"input": question, "stream": True}
+        with httpx2.stream("POST", f"{url}/v1/responses", json=body, timeout=150) as response:
+            lines = []
+            for line in response.iter_lines():
+                lines += [line] if line else []
+                if "output_text.delta" in line:
+                    begun.release()
+            return response.headers["x-mlflow-trace-id"], lines
+
+    begun = threading.Semaphore(0)
+    with serving(project, STUCK) as (url, server), ThreadPoolExecutor(2) as threads:
+        asked = [threads.submit(ask, question) for question in ("wait", "wait in a thread")]
+        assert all(begun.acquire(timeout=60) for _ in asked)
+        started = time.monotonic()
+        server.terminate()
+        code = server.wait(150)
+        seconds = time.monotonic() - started
+        answers = [each.result(60) for each in asked]
+    assert code == -signal.SIGTERM, f"it ended after {seconds:.1f} s"
+    print(f"the server ended after {seconds:.1f} s")
+    for _, lines in answers:
+        assert lines[-3] == "event: response.failed"
+        assert lines[-1] == "data: [DONE]"
+    wait_until(lambda: not drains(project))
+    for trace_id, _ in answers:
+        assert stored_trace(project, trace_id).data.spans[0].outputs
 
 
 def test_a_killed_drain_is_replaced(project: Settings) -> None:

@@ -4,9 +4,13 @@ import os
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from support import free_port
 
 from agent_kit.drain import Drain
 from agent_kit.mlflow_setup import open_experiment
@@ -76,6 +80,37 @@ def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it takes too long"
         time.sleep(0.05)
+
+
+@contextmanager
+def serving(
+    settings: Settings, agent: str, **environment: str
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Serve an agent of the project from a process of its own; give the URL and the process."""
+    folder, port = settings.project_dir, free_port()
+    (folder / "my_agent.py").write_text(agent)
+    (folder / "settings.ini").write_text("[server]\napp = my_agent:app\n")
+    server = subprocess.Popen(
+        [Path(sys.executable).with_name("agent-server"), "--port", str(port)],
+        cwd=folder,
+        env=os.environ | environment,
+        stderr=subprocess.DEVNULL,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until(lambda: _answers(f"{url}/ready"))
+        yield url, server
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 @contextmanager
