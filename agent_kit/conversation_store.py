@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Json', 'StoredConversation', 'Appended', 'append_items', 'add_conversation', 'get_conversation', 'list_conversations',
-           'update_conversation', 'conversation_items', 'page_of_items', 'get_item', 'delete_item',
-           'delete_conversation', 'forget_conversations', 'responses_under_way', 'whole_conversation']
+           'update_conversation', 'conversation_items', 'page_of_items', 'get_item', 'responses_under_way',
+           'whole_conversation', 'delete_item', 'delete_conversation', 'forget_conversations']
 
 # %% ../nbs/083_conversation_store.ipynb #4fb09783
 import time
@@ -230,38 +230,6 @@ def get_item(connection: "Connection", conversation_id: str, item_id: str) -> Js
     data = connection.execute(select(table.c.data).where(*mine)).scalar()
     return data and orjson.loads(data)
 
-# %% ../nbs/083_conversation_store.ipynb #54583a69
-def delete_item(connection: "Connection", conversation_id: str, item_id: str) -> bool:
-    """Delete one item of a conversation; False where there is none of that id."""
-    from sqlalchemy import delete
-
-    table = store_tables().conversation_items
-    mine = (table.c.conversation_id == conversation_id, table.c.id == item_id)
-    return connection.execute(delete(table).where(*mine)).rowcount == 1
-
-# %% ../nbs/083_conversation_store.ipynb #2294f390
-def delete_conversation(connection: "Connection", conversation_id: str) -> None:
-    """Delete a conversation and its items; responses that named it stay."""
-    from sqlalchemy import delete
-
-    tables = store_tables()
-    items = tables.conversation_items
-    connection.execute(delete(items).where(items.c.conversation_id == conversation_id))
-    table = tables.conversations
-    connection.execute(delete(table).where(table.c.id == conversation_id))
-
-# %% ../nbs/083_conversation_store.ipynb #112ebe02
-def forget_conversations(connection: "Connection", older_than: float, limit: int = 500) -> int:
-    """Delete conversations that nobody has used since `older_than`; return how many."""
-    from sqlalchemy import select
-
-    table = store_tables().conversations
-    query = select(table.c.id).where(table.c.updated_at < older_than)
-    old = list(connection.execute(query.order_by(table.c.updated_at).limit(limit)).scalars())
-    for conversation_id in old:
-        delete_conversation(connection, conversation_id)
-    return len(old)
-
 # %% ../nbs/083_conversation_store.ipynb #d3806541
 def _without_output(body: bytes) -> Json:
     told = orjson.loads(body)
@@ -312,3 +280,35 @@ def whole_conversation(
             item["response_id"] = response["id"]
             responses[response["id"]] = response
     return list(listed.values()), list(responses.values())
+
+# %% ../nbs/083_conversation_store.ipynb #54583a69
+def delete_item(connection: "Connection", conversation_id: str, item_id: str) -> bool:
+    """Delete one item of a conversation; False where there is none of that id."""
+    from sqlalchemy import delete
+
+    table = store_tables().conversation_items
+    mine = (table.c.conversation_id == conversation_id, table.c.id == item_id)
+    return connection.execute(delete(table).where(*mine)).rowcount == 1
+
+# %% ../nbs/083_conversation_store.ipynb #2294f390
+def delete_conversation(connection: "Connection", conversation_id: str) -> None:
+    """Delete a conversation and its items; responses that named it stay."""
+    from sqlalchemy import delete
+
+    tables = store_tables()
+    items = tables.conversation_items
+    connection.execute(delete(items).where(items.c.conversation_id == conversation_id))
+    table = tables.conversations
+    connection.execute(delete(table).where(table.c.id == conversation_id))
+
+# %% ../nbs/083_conversation_store.ipynb #112ebe02
+def forget_conversations(connection: "Connection", older_than: float, limit: int = 500) -> int:
+    """Delete conversations that nobody has used since `older_than`; return how many."""
+    from sqlalchemy import select
+
+    table = store_tables().conversations
+    query = select(table.c.id).where(table.c.updated_at < older_than)
+    old = list(connection.execute(query.order_by(table.c.updated_at).limit(limit)).scalars())
+    for conversation_id in old:
+        delete_conversation(connection, conversation_id)
+    return len(old)
