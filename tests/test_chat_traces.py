@@ -13,11 +13,6 @@ from agent_kit.settings import Settings, load_settings
 from agent_kit.spans import span
 
 pytest_plugins = ["tracing_fixtures"]
-# MLflow uses what SQLAlchemy 2.1 deprecates, and warns of its own type hints on import.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint:UserWarning"),
-]
 
 
 @pytest.fixture

@@ -399,9 +399,6 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("store")
-# MLflow uses what SQLAlchemy 2.1 deprecates, and warns of its own type hints on import.
-@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
-@pytest.mark.filterwarnings("ignore:.*Any type hint:UserWarning")
 def test_traces_become_cases() -> None:
     import mlflow
 

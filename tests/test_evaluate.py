@@ -26,10 +26,6 @@ from agent_kit.server import AgentServer, ServerError, create_server
 from agent_kit.settings import load_settings
 
 pytest_plugins = ["tracing_fixtures"]
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint:UserWarning"),
-]
 
 
 @pytest.fixture

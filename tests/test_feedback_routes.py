@@ -11,11 +11,6 @@ from agent_kit.settings import Settings, load_settings
 from agent_kit.tracing import close_tracing
 
 pytest_plugins = ["tracing_fixtures"]
-# MLflow uses what SQLAlchemy 2.1 deprecates, and warns of its own type hints on import.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint:UserWarning"),
-]
 ADA = {"x-forwarded-email": "ada@example.com"}
 EVE = {"x-forwarded-email": "eve@example.com"}
 UNKNOWN = "tr-" + "0" * 32

@@ -12,7 +12,6 @@ from tracing_support import drain_here, serving, stored_trace, stored_traces, tr
 from agent_kit.sections import Settings
 
 pytest_plugins = ["tracing_fixtures"]
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")
 
 AGENT = """
 import asyncio

@@ -15,7 +15,6 @@ from agent_kit.sections import Settings
 from agent_kit.settings import SettingsError
 
 pytest_plugins = ["tracing_fixtures"]
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")
 
 NAME = "main.agents.tea"
 START = """

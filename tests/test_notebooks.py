@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from nbdev.doclinks import nbglob
-from support import PROJECT
+from support import PROJECT, unmeasured
 
 NOTEBOOKS = sorted(str(path.relative_to(PROJECT)) for path in nbglob(PROJECT / "nbs", as_path=True))
 COPIED = ("nbs", "evals", "pyproject.toml", "settings.ini")
@@ -37,6 +37,7 @@ def test_notebook_runs(notebook: str, project: Path) -> None:
     run = subprocess.run(
         [sys.executable, PROJECT / "tests/run_notebook.py", project / notebook],
         cwd=project / "nbs",
+        env=unmeasured(),
         capture_output=True,
         text=True,
         timeout=240,

@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from support import PROJECT
+from support import PROJECT, unmeasured
 
 import agent_kit
 
@@ -26,7 +25,7 @@ each_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: 
 
 def run(*command: str | Path, cwd: Path = PROJECT) -> str:
     """Run a command that has to succeed; return what it printed."""
-    environ = {name: value for name, value in os.environ.items() if name != "IN_TEST"}
+    environ = {name: value for name, value in unmeasured().items() if name != "IN_TEST"}
     done = subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -14,8 +14,8 @@ from starlette.exceptions import HTTPException
 
 from agent_kit.server import AgentServer, create_server
 from agent_kit.settings import load_settings
-from agent_kit.tracing import flush_traces
 
+pytest_plugins = ["tracing_fixtures"]
 QUESTION = {"input": "Hello"}
 UNTRACED = {"AGENT_KIT_MLFLOW_TRACING": "false"}
 JSON = {"content-type": "application/json"}
@@ -385,15 +385,12 @@ def test_a_client_that_goes_away_closes_a_sync_generator():
 
 
 @pytest.fixture
-def traced(tmp_path, monkeypatch) -> Iterator[str]:
+def traced(settings) -> Iterator[str]:
     """The URL of a server that traces into a folder of its own."""
-    # On a busy machine what stores the traces may need longer to end than a server waits for it.
-    monkeypatch.setattr("agent_kit.server._TRACES_SECONDS", 60)
-    server = create_server(settings=load_settings(tmp_path, environ={}))
+    server = create_server(settings=settings)
     server.invoke()(lambda request: "Hello")
     with server.serve() as url:
         yield url
-        assert flush_traces(60)
 
 
 def test_each_answer_has_a_request_id_and_a_trace_id(traced):

@@ -164,8 +164,6 @@ def test_plain_functions_are_scorers() -> None:
         as_scorer("correctness")
 
 
-# MLflow warns of its own type hints on import.
-@pytest.mark.filterwarnings("ignore:.*Any type hint:UserWarning")
 def test_scorers_of_mlflow_are_taken_as_they_are() -> None:
     from mlflow.entities import AssessmentError, Feedback
     from mlflow.genai.scorers import scorer as mlflow_scorer

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -163,9 +162,8 @@ def rich(task: str) -> Iterator[str]:
 
 
 def test_responses_satisfy_mlflow_and_openai():
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*Any type hint is inferred")
-        from mlflow.types.responses import ResponsesAgentResponse, ResponsesAgentStreamEvent
+    from mlflow.types.responses import ResponsesAgentResponse, ResponsesAgentStreamEvent
+
     with rich(RESPONSES) as url:
         body = post(url, input="Hi").json()
         events = frames(post(url, input="Hi", stream=True))
@@ -429,10 +427,10 @@ def test_the_default_functions_serve_where_a_server_has_none_of_its_own(monkeypa
 
 
 def test_the_decorators_of_the_module_fill_the_default_registry():
-    from agent_kit import runs
+    from agent_kit import handlers
 
-    assert default_face.invoke == runs.default_registry.invoke
-    assert default_face.stream == runs.default_registry.stream
+    assert default_face.invoke == handlers.default_registry.invoke
+    assert default_face.stream == handlers.default_registry.stream
 
 
 def test_a_function_replaced_during_a_request_serves_the_next_one():

@@ -40,7 +40,6 @@ from agent_kit.tracing import (
 )
 
 pytest_plugins = ["tracing_fixtures"]
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")
 SECRET = "sk-1234567890abcdefghij"
 
 

@@ -112,7 +112,6 @@ def test_an_agents_error_event_is_an_error_in_chat_completions(code, status, cap
     assert set(reasons) == {None}
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")
 @pytest.mark.parametrize("face", PATHS)
 def test_the_trace_of_an_answer_that_failed_says_so(face, project, monkeypatch, caplog):
     monkeypatch.setattr(DrainKeeper, "check", lambda self: None)
