@@ -47,6 +47,13 @@ def isolated(module_folder: None, tmp_path: Path) -> Iterator[None]:
     get_settings.cache_clear()
 
 
+@pytest.fixture
+def streams_open_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what fails at once fail before its stream opens, however busy the machine is."""
+    for module in ("routes", "websocket"):
+        monkeypatch.setattr(f"agent_kit.{module}._OPEN_AFTER_SECONDS", 60)
+
+
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind(isolated: None) -> Iterator[None]:
     """Fail a test that leaks threads, tasks or processes, or that tries the network."""

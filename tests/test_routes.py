@@ -234,6 +234,7 @@ def failing(error: BaseException, after: int) -> AgentServer:
     return server
 
 
+@pytest.mark.usefixtures("streams_open_late")
 def test_an_exceptions_text_reaches_nobody_but_the_log(caplog):
     with failing(RuntimeError("the password is hunter2"), after=0).serve() as url:
         plain = httpx2.post(f"{url}/invocations", json=QUESTION)
@@ -245,6 +246,7 @@ def test_an_exceptions_text_reaches_nobody_but_the_log(caplog):
     assert "hunter2" in caplog.text
 
 
+@pytest.mark.usefixtures("streams_open_late")
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_http_exception_keeps_its_status(stream):
     with failing(HTTPException(403, "Not for you."), after=0).serve() as url:

@@ -162,6 +162,7 @@ def test_store_false_writes_nothing(client, served):
         ask(client, previous_response_id=created.id)
 
 
+@pytest.mark.usefixtures("streams_open_late")
 def test_a_response_that_failed_at_once_is_not_stored(url, tmp_path, caplog):
     for body in ({"input": "fail"}, {"input": "fail", "stream": True}):
         assert httpx2.post(f"{url}/v1/responses", json=body).status_code == 500

@@ -218,6 +218,7 @@ def test_a_message_far_beyond_the_limit_ends_the_connection(url: str) -> None:
         flood()
 
 
+@pytest.mark.usefixtures("streams_open_late")
 def test_an_agent_that_fails_at_once_is_an_error_and_later_a_failed_response(url: str) -> None:
     for store in (True, False):
         with opened(url) as connection:
