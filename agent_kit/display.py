@@ -8,11 +8,13 @@ __all__ = ['style_sheet', 'format_seconds', 'user_html', 'tool_html', 'reasoning
            'transcript_text']
 
 # %% ../nbs/156_display.ipynb #21830f0e
+import base64
 import difflib
 import functools
 import html
 import json
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any
@@ -134,9 +136,10 @@ def reasoning_html(part: Part) -> str:
     return f'<details class="ak-thought"><summary>Thought{took}</summary>{body}</details>'
 
 
-def text_html(text: str, *, growing: bool = False) -> str:
-    """Return a part of what the agent said; growing: whether more of it may follow."""
-    return f'<div class="ak-text">{render_markdown(text, growing=growing)}</div>'
+def text_html(text: str, *, growing: bool = False, references: dict[str, Any] | None = None) -> str:
+    """Return a part of what the agent said, as `render_markdown` draws it."""
+    body = render_markdown(text, growing=growing, references=references)
+    return f'<div class="ak-text">{body}</div>'
 
 
 def part_html(part: Part) -> str:
@@ -146,11 +149,21 @@ def part_html(part: Part) -> str:
 
 # %% ../nbs/156_display.ipynb #d1293563
 _COPY = (
-    "const a=this.closest('.ak-turn'),s=getSelection();s.removeAllRanges();"
-    "a.querySelectorAll('.widget-html .ak-text').forEach((t,i,all)=>{if(!i){const r=new Range();"
-    "r.setStartBefore(t);r.setEndAfter(all[all.length-1]);s.addRange(r)}});"
-    "document.execCommand('copy');s.removeAllRanges();this.textContent='Copied'"
+    "(async()=>{const packed=Uint8Array.from(atob(this.dataset.text),c=>c.charCodeAt(0));"
+    "const unpacked=new Blob([packed]).stream().pipeThrough(new DecompressionStream('deflate'));"
+    "const field=document.createElement('textarea');field.className='ak-hidden';"
+    "field.value=await new Response(unpacked).text();this.after(field);field.select();"
+    "const done=document.execCommand('copy');field.remove();this.focus();"
+    "this.textContent=done?'Copied':'Cannot copy here';"
+    "setTimeout(()=>this.textContent='Copy',2000)})()"
 )
+
+
+def _copy_button(text: str) -> str:
+    packed = base64.b64encode(zlib.compress(text.encode())).decode()
+    return f'<button class="ak-copy" data-text="{packed}" onclick="{_COPY}">Copy</button>'
+
+
 _ENDINGS = {"stopped": "stopped", "incomplete": "incomplete", "failed": "failed"}
 
 
@@ -169,9 +182,7 @@ def footer_html(answer: Answer, *, live: bool = True) -> str:
     if answer.usage and answer.usage.get("total_tokens"):
         counts = [f"{answer.usage.get(f'{kind}_tokens', 0):,}" for kind in ("input", "output")]
         notes.append(f"{' → '.join(counts)} tokens")
-    copy = (
-        f'<button class="ak-copy" onclick="{_COPY}">Copy</button>' if live and answer.text else ""
-    )
+    copy = _copy_button(answer.text) if live and answer.text else ""
     return f'<div class="ak-foot" role="status">{" <i>·</i> ".join(notes)} {copy}</div>'
 
 # %% ../nbs/156_display.ipynb #2ce8260f

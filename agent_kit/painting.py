@@ -19,7 +19,7 @@ from agent_kit.display import (
     trouble_html,
     user_html,
 )
-from .markdown import split_finished
+from .markdown import link_targets, split_finished
 from .transcript import Part, Turn
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class PartView:
         self.widgets = [kit.html()]
         self._kit = kit
         self._budget = budget
-        self._finished = ""
+        self._finished: list[str] = []
         self._drawn = -1
         self._state: object = None
 
@@ -112,7 +112,7 @@ class PartView:
         if self.part.kind == "text":
             drawn = self._paint_text(written, complete)
         elif self.part.kind == "reasoning":
-            drawn = self._set(reasoning_html(self.part), written, complete)
+            drawn = self._set(-1, reasoning_html(self.part), written, complete)
         else:
             drawn = self._paint_tool(written)
         if drawn:
@@ -123,26 +123,31 @@ class PartView:
         state = (self.part.status, self.part.name, self.part.output is None)
         complete = state != self._state or self.part.arguments.endswith("}")
         self._state = state
-        return not complete or self._set(part_html(self.part), written, True)
+        return not complete or self._set(-1, part_html(self.part), written, True)
 
     def _paint_text(self, written: int, complete: bool) -> bool:
-        text = self.part.text
-        if not text.startswith(self._finished):
-            self._finished = ""
+        text, known = self.part.text, "".join(self._finished)
+        if not text.startswith(known):
+            known, self._finished = "", []
             del self.widgets[1:]
-        rest = text[len(self._finished) :]
+        rest = text[len(known) :]
         while True:
             # The list of a box's children is sent as a whole, so their number must stay small.
             finished, rest = split_finished(rest, at_least=max(1500, written // 8))
             if not finished:
                 break
-            self._set(text_html(finished), written, True)
-            self._finished += finished
+            self._set(-1, text_html(finished), written, True)
+            self._finished.append(finished)
             self.widgets.append(self._kit.html())
-        return self._set(text_html(rest, growing=not complete), written, complete)
+        targets = link_targets(text) if complete else {}
+        if targets:
+            for number, finished in enumerate(self._finished):
+                self._set(number, text_html(finished, references=targets), written, True)
+        last = text_html(rest, growing=not complete, references=targets)
+        return self._set(-1, last, written, complete)
 
-    def _set(self, value: str, written: int, forced: bool) -> bool:
-        widget = self.widgets[-1]
+    def _set(self, number: int, value: str, written: int, forced: bool) -> bool:
+        widget = self.widgets[number]
         if value == widget.value:
             return True
         if forced or self._budget.afford(value, written):

@@ -26,7 +26,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def lab(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with open_lab(browser, tmp_path_factory.mktemp("lab")) as lab:
+    clipboard = ["clipboard-read", "clipboard-write"]
+    with open_lab(browser, tmp_path_factory.mktemp("lab"), permissions=clipboard) as lab:
         lab.run(AGENTS)
         yield lab
 
@@ -180,6 +181,24 @@ def test_swap_retry_edit_undo_and_run_again(lab: Lab) -> None:
     panel.get_by_role("button", name="Undo").click()
     expect(answers(panel)).to_have_count(0)
     expect(field).to_have_value("Who were you?")
+
+
+def test_copies_the_markdown_that_the_agent_wrote(lab: Lab) -> None:
+    panel = panel_of(
+        lab.run(
+            "said = '**Bold** & \"quoted\" <b>\\n\\n```python\\nprint(1)\\n```'\n"
+            "async def say(request):\n    yield said\nserve(say).chat()"
+        )
+    )
+    send(panel, "Speak")
+    expect_ended(panel, 1)
+    copy = panel.locator(".ak-copy")
+    copy.click()
+    expect(copy).to_have_text("Copied")
+    copied = lab.page.evaluate("navigator.clipboard.readText()")
+    assert copied == '**Bold** & "quoted" <b>\n\n```python\nprint(1)\n```'
+    expect(copy).to_have_text("Copy")
+    expect(copy).to_be_focused()
 
 
 HOSTILE = '''
