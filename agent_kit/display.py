@@ -78,6 +78,7 @@ def _user_part_html(part: dict[str, Any], first: bool) -> str:
 # %% ../nbs/156_display.ipynb #683f1a04
 _STATES = {"running": "running …", "done": "done", "failed": "failed"}
 _SHORT = 600
+_PROGRAMS = {"code": "python", "python": "python", "query": "sql", "sql": "sql", "command": "bash"}
 
 
 def _arguments(text: str) -> Any:
@@ -88,8 +89,9 @@ def _arguments(text: str) -> Any:
 
 
 def _arguments_html(arguments: Any) -> str:
-    if isinstance(arguments, dict) and set(arguments) == {"code"}:
-        return _pre(str(arguments["code"]), "python")
+    if isinstance(arguments, dict) and len(arguments) == 1 and arguments.keys() <= _PROGRAMS.keys():
+        ((name, program),) = arguments.items()
+        return _pre(output_text(program), _PROGRAMS[name])
     if isinstance(arguments, str):
         return _pre(arguments)
     return _pre(json.dumps(arguments, ensure_ascii=False, indent=2), "json")
@@ -131,7 +133,7 @@ def reasoning_html(part: Part) -> str:
         return f'<div class="ak-thinking">Thinking … {tail}</div>'
     if not part.text:
         return ""
-    took = f" for {format_seconds(part.seconds)}" if part.seconds is not None else ""
+    took = f" for {format_seconds(part.seconds)}" if part.seconds and part.seconds >= 1 else ""
     body = text_html(part.text)
     return f'<details class="ak-thought"><summary>Thought{took}</summary>{body}</details>'
 

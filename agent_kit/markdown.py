@@ -9,6 +9,7 @@ __all__ = ['highlight_code', 'code_block', 'sanitise', 'render_markdown', 'split
 import functools
 import html
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import nh3
@@ -59,6 +60,32 @@ def _draw_image(
     label = html.escape(token.content) or "image"
     return f'<a href="{address}">🖼 {label}</a>'
 
+# %% ../nbs/151_markdown.ipynb #a856a531
+_ADDRESS = re.compile(r"https?://[^\s<>\"]*[^\s<>\".,:;!?'*)\]}]")
+
+
+def _with_links(children: list[Token]) -> Iterator[Token]:
+    depth = 0
+    for child in children:
+        depth += child.nesting if child.type.startswith("link_") else 0
+        if child.type != "text" or depth:
+            yield child
+            continue
+        end = 0
+        for found in _ADDRESS.finditer(child.content):
+            yield Token("text", "", 0, content=child.content[end : found.start()])
+            yield Token("link_open", "a", 1, attrs={"href": found.group()})
+            yield Token("text", "", 0, content=found.group())
+            yield Token("link_close", "a", -1)
+            end = found.end()
+        yield Token("text", "", 0, content=child.content[end:])
+
+
+def _link_addresses(state: Any) -> None:
+    for token in state.tokens:
+        if token.type == "inline":
+            token.children = list(_with_links(token.children or []))
+
 # %% ../nbs/151_markdown.ipynb #4c3888d0
 @functools.cache
 def _parser() -> MarkdownIt:
@@ -66,6 +93,7 @@ def _parser() -> MarkdownIt:
     parser.add_render_rule("fence", _draw_fence)
     parser.add_render_rule("code_block", _draw_fence)
     parser.add_render_rule("image", _draw_image)
+    parser.core.ruler.after("inline", "link_addresses", _link_addresses)
     return parser
 
 # %% ../nbs/151_markdown.ipynb #22276d6b

@@ -184,7 +184,7 @@ def test_saves_a_case_that_the_dataset_reads(chat: Chat, tmp_path: Path) -> None
     chat.send_sync("one")
     chat.send_sync("What is 17*23?")
     buttons(chat)["Save as test case"].click()
-    facts, path, save = chat.panel.actions.pane.children
+    _, facts, path, save = chat.panel.actions.pane.children
     facts.value, path.value = "391", str(tmp_path / "cases.jsonl")
     save.click()
     (case,) = load_cases(tmp_path / "cases.jsonl")
@@ -192,7 +192,7 @@ def test_saves_a_case_that_the_dataset_reads(chat: Chat, tmp_path: Path) -> None
     assert [entry["role"] for entry in case.inputs["input"]] == ["user", "assistant", "user"]
     assert case.question == "What is 17*23?"
     buttons(chat)["Save as test case"].click()
-    facts, path, save = chat.panel.actions.pane.children
+    _, facts, path, save = chat.panel.actions.pane.children
     facts.value, path.value = "392", str(tmp_path / "cases.jsonl")
     save.click()
     assert "other expectations" in chat.panel.actions.pane.children[0].value

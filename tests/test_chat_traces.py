@@ -1,13 +1,15 @@
 """What the chat shows of traces, and the judgements that it stores on them."""
 
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from agent_kit.chat import Chat
+from agent_kit.cli import agent_evaluate
 from agent_kit.controls import trace_link
-from agent_kit.evaluate import evaluate
 from agent_kit.server import create_server
 from agent_kit.settings import Settings, load_settings
 from agent_kit.spans import span
@@ -78,16 +80,53 @@ def test_trace_of_a_failure_says_where(chat: Chat) -> None:
     assert "KeyError" in tree.value
 
 
-def test_saved_case_is_evaluated(chat: Chat, project: Settings) -> None:
+@pytest.fixture
+def judged(project: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder whose settings name an agent that says what is in said.txt."""
+    folder = project.project_dir
+    (folder / "settings.ini").write_text(
+        f"[server]\napp = judged:app\n[mlflow]\ntracing = false\n"
+        f"[evaluate]\ndataset = {project.evaluate.dataset}\n"
+    )
+    (folder / "judged.py").write_text(
+        "from pathlib import Path\n"
+        "from agent_kit.server import create_server\n"
+        "server = create_server()\n"
+        "app = server.app\n"
+        "server.invoke()(lambda request: Path('said.txt').read_text())\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    yield folder
+    sys.modules.pop("judged", None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected", "passes", "fails"),
+    [
+        ("expected_facts", "391", "It is 391.", "It is 390."),
+        ("expected_response", None, "17 * 23 = 391", "It is 391."),
+    ],
+)
+def test_saved_case_is_evaluated(
+    chat: Chat,
+    project: Settings,
+    judged: Path,
+    kind: str,
+    expected: str | None,
+    passes: str,
+    fails: str,
+) -> None:
     chat.send_sync("What is 17*23?")
-    facts, path, save = press(chat, "Save as test case")
+    choice, text, path, save = press(chat, "Save as test case")
+    assert (choice.value, text.value) == ("expected_facts", "")
     assert path.value == str(project.evaluate.dataset)
-    facts.value = "391"
+    choice.value = kind
+    text.value = expected or text.value
     save.click()
     assert "Saved in" in chat.panel.actions.pane.children[0].value
-    server = create_server(settings=project)
-    server.invoke()(lambda request: "It is 391.")
-    assert not evaluate(server, log=False).failures
+    for said, code in ((passes, 0), (fails, 1)):
+        (judged / "said.txt").write_text(said)
+        assert agent_evaluate(["--no-mlflow", "-t", "correctness >= 1"]) == code
 
 
 def test_link_leads_to_the_experiment_of_a_tracking_server() -> None:

@@ -21,6 +21,7 @@ from playwright.sync_api import Browser, Page, expect
 from web_stand_in import StandIn
 
 from agent_kit.datasets import load_cases
+from agent_kit.evaluate import evaluate
 from agent_kit.sections import Settings
 from agent_kit.server import create_server
 from agent_kit.tracing import close_tracing
@@ -272,7 +273,17 @@ def test_a_conversation_can_be_exported(page: Page, stage: Stage) -> None:
     assert "It is 2." in markdown
 
 
-def test_a_conversation_becomes_an_evaluation_case(page: Page, stage: Stage, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("choice", "written", "expected"),
+    [
+        (None, "391\n\nIt is", {"expected_facts": ["391", "It is"]}),
+        ("is this, word for word", None, {"expected_response": "It is 391."}),
+        (None, "", {}),
+    ],
+)
+def test_a_conversation_becomes_an_evaluation_case(
+    page: Page, stage: Stage, tmp_path, choice, written, expected
+) -> None:
     visit(page, stage.url)
     ask(page, "First")
     expect_end(page)
@@ -282,8 +293,13 @@ def test_a_conversation_becomes_an_evaluation_case(page: Page, stage: Stage, tmp
     expect_end(page)
     page.get_by_role("button", name="Export").click()
     page.get_by_role("button", name="Evaluation case").click()
-    expect(page.get_by_label("A good answer (optional)")).to_have_value("It is 391.")
-    page.get_by_label("Facts that a good answer holds").fill("391\n\nno guess")
+    field = page.get_by_label("What a good answer contains or is")
+    expect(field).to_have_value("")
+    if choice:
+        page.get_by_label("A good answer", exact=True).select_option(choice)
+        expect(field).to_have_value("It is 391.")
+    if written:
+        field.fill(written)
     with page.expect_download() as download:
         page.get_by_role("button", name="Download").click()
     path = tmp_path / "case.jsonl"
@@ -294,9 +310,11 @@ def test_a_conversation_becomes_an_evaluation_case(page: Page, stage: Stage, tmp
         "Hello",
         "What is 17*23?",
     ]
-    assert case.expectations["expected_facts"] == ["391", "no guess"]
-    assert case.expectations["expected_response"] == "It is 391."
+    assert case.expectations == expected
     expect(page.get_by_role("dialog")).to_be_hidden()
+    server = untraced_server()
+    server.invoke()(lambda request: "It is 391.")
+    assert not evaluate(server, dataset=path, log=False).failures
 
 
 def test_files_can_be_attached(page: Page, stage: Stage) -> None:

@@ -357,6 +357,7 @@ class Page {
         choose();
       });
     }
+    find("#expectation").addEventListener("change", () => this.#offerExpectation());
     find("#case-form").addEventListener("submit", (/** @type {SubmitEvent} */ event) => {
       event.preventDefault();
       this.#saveCase(event.submitter?.id ?? "");
@@ -364,22 +365,33 @@ class Page {
   }
 
   #openCase() {
-    const answer = this.#conversation.turns.at(-1)?.answer;
-    find("#expected-response").value = answer ? answerText(answer) : "";
-    find("#expected-facts").value = "";
+    find("#expectation").value = "expected_facts";
+    find("#expected").value = "";
     find("#case-dialog").showModal();
+  }
+
+  /** Where the very words count, the answer that was given is there to start from. */
+  #offerExpectation() {
+    const answer = this.#conversation.turns.at(-1)?.answer;
+    const said = answer ? answerText(answer) : "";
+    const isResponse = find("#expectation").value === "expected_response";
+    const field = find("#expected");
+    if (["", said].includes(field.value)) field.value = isResponse ? said : "";
+  }
+
+  /** @returns {Record<string, any>} */
+  #expectations() {
+    const kind = find("#expectation").value;
+    const text = find("#expected").value.trim();
+    if (!text) return {};
+    if (kind === "expected_response") return { [kind]: text };
+    const lines = text.split("\n").map((/** @type {string} */ line) => line.trim());
+    return { [kind]: lines.filter(Boolean) };
   }
 
   /** @param {string} how the id of the button that was pressed */
   #saveCase(how) {
-    const response = find("#expected-response").value.trim();
-    const lines = find("#expected-facts").value.split("\n");
-    const facts = lines.map((/** @type {string} */ line) => line.trim()).filter(Boolean);
-    const expectations = {
-      ...(facts.length > 0 && { expected_facts: facts }),
-      ...(response && { expected_response: response }),
-    };
-    const row = conversations.toCase(this.#conversation, expectations);
+    const row = conversations.toCase(this.#conversation, this.#expectations());
     if (how === "case-copy") copyText(row, find("#case-copy"));
     if (how === "case-download") download("case.jsonl", row, "application/jsonl");
     if (how !== "case-copy") find("#case-dialog").close();

@@ -499,9 +499,14 @@ function metricsView({ startedAt, firstAt, endedAt, usage, model }) {
   const metrics = [
     firstAt && `${seconds(firstAt - startedAt)} to first token`,
     endedAt && `${total(endedAt - startedAt)} total`,
-    usage?.total_tokens > 0 && `${usage?.input_tokens} tokens in, ${usage?.output_tokens} out`,
+    usage?.total_tokens > 0 && tokens(usage),
   ].filter(Boolean);
   return h("p", { class: "metrics", title: model && `Model: ${model}` }, metrics.join(" · "));
+}
+
+/** @param {Record<string, any>} usage */
+function tokens({ input_tokens: asked = 0, output_tokens: said = 0 }) {
+  return `${asked.toLocaleString("en")} tokens in, ${said.toLocaleString("en")} out`;
 }
 
 /**
