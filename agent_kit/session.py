@@ -20,7 +20,7 @@ from .model_interface import ModelError
 from .protocol import RequestError
 from .runs import failure_listener
 from .server import AgentServer, load_server, newest_server
-from .settings import get_settings
+from .settings import Settings, get_settings
 from .transcript import Answer, Trouble, Turn
 
 if TYPE_CHECKING:
@@ -99,6 +99,10 @@ class Target(Protocol):
         """Return a name for a heading."""
         ...
 
+    def settings(self) -> Settings:
+        """Return the settings that a chat with it goes by."""
+        ...
+
 # %% ../nbs/154_session.ipynb #32fbddf6
 class LocalAgent:
     """The agent of a server in this process.
@@ -137,7 +141,11 @@ class LocalAgent:
 
     def name(self) -> str:
         """Return the title of settings.ini."""
-        return self.server.settings.server.title
+        return self.settings().server.title
+
+    def settings(self) -> Settings:
+        """Return those of the server."""
+        return self.server.settings
 
 # %% ../nbs/154_session.ipynb #017b6c9f
 class RemoteAgent:
@@ -181,6 +189,10 @@ class RemoteAgent:
     def name(self) -> str:
         """Return the host."""
         return self._host
+
+    def settings(self) -> Settings:
+        """Return those of this project: where cases are kept, and MLflow is."""
+        return get_settings()
 
 # %% ../nbs/154_session.ipynb #224dd41e
 def explain_exception(error: BaseException) -> Trouble:
