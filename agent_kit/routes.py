@@ -158,15 +158,17 @@ class SseSink:
         self._lock = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self._last_write = self._loop.time()
-        self._timer = self._loop.call_later(_OPEN_AFTER_SECONDS, self._on_timer)
+        self._timer = self._loop.call_later(_KEEP_ALIVE_SECONDS, self._on_timer)
         self._timed: asyncio.Task[None] | None = None
         self._first = True
 
     async def write(self, events: list[dict[str, Any]]) -> None:
-        """Send events, in order; the first ones wait until the stream opens."""
+        """Send events, in order; the first ones, or none, wait until the stream opens."""
         self._frames.extend(map(self._encode, events))
         if self._first and not self.opened:
             self._first = False
+            self._timer.cancel()
+            self._timer = self._loop.call_later(_OPEN_AFTER_SECONDS, self._on_timer)
         else:
             await self._flush()
 

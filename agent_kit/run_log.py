@@ -95,7 +95,6 @@ class LogStorage:
         self.error: Exception | None = None
         self.ended = False
         self.begun = base is not None
-        self.caller: LineSink | None = None
         self._database, self._start, self._stop, self._base = database, start, stop, base or 0
         self._shown: list[bytes] = []
         self._waiting: list[bytes] = []
@@ -106,8 +105,7 @@ class LogStorage:
     @property
     def opened(self) -> bool:
         """Whether the run can no longer be answered with an HTTP error."""
-        opening = self.begun or self._flusher is not None
-        return opening or bool(self.caller and self.caller.opened)
+        return self.begun or self._flusher is not None
 
     async def begin(self) -> None:
         """Store the beginning of the run now. Raises `StoreError` where that fails."""

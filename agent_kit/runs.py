@@ -157,7 +157,8 @@ class Run:
         handler = next(filter(None, reversed(wanted) if sink else wanted), None)
         if handler is None:
             raise RuntimeError("no function is registered with @invoke() or @stream()")
-        await _write(sink, self.assembler.start())
+        if sink:
+            await sink.write(self.assembler.start())  # even nothing: the stream may open
         if handler is self.registry.invoke_handler:
             value = await handler.call(self.request, self.threads)
             await _write(sink, self.assembler.result(value))

@@ -119,6 +119,7 @@ class FollowAnswer(HttpResponse):
             await asyncio.gather(following, watching, return_exceptions=True)
 
     async def _follow(self, sink: SseSink) -> None:
+        await sink.send_lines([])
         async for lines in self._state.follow(self._response_id, self._after):
             await sink.send_lines(lines)
             if is_terminal(lines[-1]):

@@ -115,14 +115,13 @@ class RecordedRun:
         elif self.task:
             self.task.cancel()
 
-    async def start(self, sink: Any = None, *, begin: bool = False) -> RunLog:
+    async def start(self, *, begin: bool = False) -> RunLog:
         """Let the run go on in a task of its own; with `begin` it is stored before."""
         await self.hub.register()
         body = self.assembler.body
         self.new.body = body
         start = RunStart(self.new, self.hub.worker, self.request)
         self.log = log = RunLog(self.hub.database, start, self.run.cancel, self.base)
-        log.caller = sink
         self.hub.live[body["id"]] = self
         if begin and self.base is None:
             await self._begin(log)
@@ -204,7 +203,7 @@ class StoredRun(RecordedRun):
             await self.run.stream(sink)
             await self._save(self.assembler.body)
             return
-        log = await self.start(sink, begin=self.background)
+        log = await self.start(begin=self.background)
         self._follower = asyncio.current_task()
         try:
             await self._send(log, sink)

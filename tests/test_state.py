@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import httpx2
 import pytest
-from openai import BadRequestError, NotFoundError, OpenAI
+from openai import BadRequestError, InternalServerError, NotFoundError, OpenAI
 from postgres_server import PostgresServer
 from stream_checker import check_response, check_sse
 
@@ -171,6 +171,38 @@ def test_a_response_that_failed_at_once_is_not_stored(url, tmp_path, caplog):
         if "responses" in tables:
             assert connection.execute("SELECT count(*) FROM responses").fetchone() == (0,)
     connection.close()
+
+
+def hold_the_loop(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+@pytest.mark.parametrize("turns", range(5))
+def test_a_stream_that_fails_as_it_opens_is_told_in_one_way(turns, monkeypatch, caplog):
+    monkeypatch.setattr("agent_kit.routes._OPEN_AFTER_SECONDS", 0.02)
+    server = create_server(settings=load_settings(environ=UNTRACED))
+
+    @server.stream()
+    async def fail_late(request):
+        if request.input[-1]["content"] == "Hello":
+            yield "ready"
+            return
+        hold_the_loop(0.03)  # until the stream should have opened
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        raise RuntimeError("on purpose")
+
+    async def ask_in_process() -> str:
+        async with server.client() as client:
+            ready = await client.responses.create(model="any", input="Hello", stream=True)
+            assert [event.type async for event in ready][-1] == "response.completed"
+            try:
+                stream = await client.responses.create(model="any", input="Hi", stream=True)
+                return [event.type async for event in stream][-1]
+            except InternalServerError as error:
+                return error.body["message"]
+
+    assert asyncio.run(ask_in_process()).startswith(("response.failed", "The agent failed."))
 
 
 def test_an_acknowledged_response_is_in_the_file(client, tmp_path):
