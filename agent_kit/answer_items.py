@@ -9,6 +9,7 @@ __all__ = ['EMPTY_ITEMS', 'PART_LISTS', 'PROGRESS_ITEMS', 'PROGRESS_STEPS', 'NO_
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from .fields import is_id
 from .output import AgentOutputError, new_id, new_item_id, status_of
 from agent_kit.texts import (
     KIND_OF_ITEM,
@@ -175,7 +176,7 @@ class AnswerItems:
         for item in [item for item in self.open if item.source.id is None and not item.announced]:
             self.close(item)
         identity = wire.get("id")
-        if identity in NO_IDS or identity in self._ids:
+        if identity in NO_IDS or identity in self._ids or not is_id(identity):
             identity = new_item_id(wire["type"])
         self._ids.add(identity)
         own = {**wire, "id": identity, **self._calls.own_id(wire)}

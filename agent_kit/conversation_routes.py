@@ -133,7 +133,10 @@ class ConversationRoutes:
     async def update(self, request: HttpRequest) -> HttpResponse:
         """Replace the metadata of a conversation."""
         conversation = await self._find(request)
-        conversation.details = _metadata(await self._body(request))
+        data = await self._body(request)
+        if "metadata" not in data:
+            raise missing("metadata")
+        conversation.details = _metadata(data)
         change = (conversation.id, conversation.details)
         await self.database.write(_update_conversations, change)
         return json_answer(conversation.body())

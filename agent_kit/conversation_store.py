@@ -64,7 +64,8 @@ def _title(items: list[Json]) -> str:
             content = item.get("content") or ""
             if isinstance(content, list):
                 content = " ".join(str(part.get("text", "")) for part in content)
-            return " ".join(str(content).split())[:_TITLE_LENGTH]
+            title = " ".join(str(content).split())[:_TITLE_LENGTH]
+            return "".join(filter(str.isprintable, title))
     return ""
 
 # %% ../nbs/083_conversation_store.ipynb #897e23e3

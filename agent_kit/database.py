@@ -21,6 +21,7 @@ from agent_kit.store_schema import (
     make_engine,
     prepare_database,
 )
+from .wire import RequestError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -80,10 +81,15 @@ class StoreConflict(Exception):
 
 
 def _translated(error: Exception) -> Exception:
-    from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+    from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 
     if isinstance(error, IntegrityError):
         return StoreConflict(str(error.orig))
+    if isinstance(error, DataError):
+        return RequestError(
+            "A name in the request is too long, or has a character that the store cannot hold.",
+            code="invalid_value",
+        )
     if isinstance(error, DBAPIError | SQLAlchemyError | OSError):
         return explain_database_error(error)
     return error

@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent_kit.fields import (
+    LONGEST_ID,
     Kinds,
     check_fields,
     check_list,
     check_object,
+    is_id,
     missing,
     wrong_type,
     wrong_value,
@@ -140,6 +142,12 @@ _PART_LISTS = {
 
 def _check_item(item: Any, path: str) -> None:
     kind = check_object(item, path).get("type")
+    if not is_id(item.get("id") or ""):
+        raise RequestError(
+            f"Invalid '{path}.id': expected a string of at most {LONGEST_ID} printable characters.",
+            param=f"{path}.id",
+            code="invalid_value",
+        )
     if kind is None:
         kind = "item_reference" if item.keys() == {"id"} else "message"
     if kind == "message":

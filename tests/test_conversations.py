@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import httpx2
 import pytest
-from openai import BadRequestError, NotFoundError, OpenAI
+from openai import BadRequestError, NotFoundError, OpenAI, omit
 
 from agent_kit.server import create_server
 from agent_kit.settings import load_settings
@@ -51,6 +51,9 @@ def test_a_conversation_is_made_changed_and_deleted(client):
     changed = client.conversations.update(created.id, metadata={"topic": "words"})
     assert client.conversations.retrieve(created.id).metadata == {"topic": "words"}
     assert changed.metadata == {"topic": "words"}
+    with pytest.raises(BadRequestError, match="metadata"):
+        client.conversations.update(created.id, metadata=omit)
+    assert client.conversations.retrieve(created.id).metadata == {"topic": "words"}
     assert client.conversations.delete(created.id).object == "conversation.deleted"
     with pytest.raises(NotFoundError):
         client.conversations.retrieve(created.id)

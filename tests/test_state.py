@@ -45,6 +45,10 @@ def make_server(**environ: str) -> AgentServer:
                 yield f"{number} "
                 await asyncio.sleep(0.02)
             return
+        if said == "long id":
+            text = [{"type": "output_text", "text": "named"}]
+            yield {"type": "message", "id": "msg_" * 200, "role": "assistant", "content": text}
+            return
         if said == "raw":
             yield json.dumps(get_raw_request())
             return
@@ -148,6 +152,11 @@ def test_a_plain_response_has_no_events(url, client):
     answer = httpx2.get(f"{url}/v1/responses/{ask(client).id}?stream=true")
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "stream"
+
+
+def test_whether_to_stream_is_true_or_false(url, client):
+    answer = httpx2.get(f"{url}/v1/responses/{ask(client).id}?stream=yes")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "stream")
 
 
 def test_store_false_writes_nothing(client, served):
@@ -261,6 +270,26 @@ def test_a_tools_output_needs_its_call_in_the_chain(client):
     call = {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": "{}"}
     called = ask(client, [{"role": "user", "content": "x"}, call, *output])
     assert ask(client, output, previous_response_id=called.id).output_text == "5 items"
+
+
+@on_both
+def test_any_text_can_be_kept_and_an_id_that_cannot_is_refused(url, client):
+    conversation = client.conversations.create()
+    assert ask(client, "nothing \0 to see", conversation=conversation.id).output_text == "1 items"
+    listed = httpx2.get(f"{url}/agent/conversations").json()["data"]
+    assert listed[0]["title"] == "nothing  to see"
+    for wrong in ("m" * 500, "msg_\0", 7):
+        item = {"role": "user", "content": "x", "id": wrong}
+        answer = httpx2.post(f"{url}/v1/responses", json={"input": [item]})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input[0].id")
+    assert httpx2.get(f"{url}/v1/responses/%00").status_code in (400, 404)
+
+
+@on_both
+def test_an_id_of_the_agents_that_cannot_be_kept_is_replaced(client):
+    created = ask(client, "long id")
+    assert created.output_text == "named"
+    assert client.responses.retrieve(created.id).to_dict() == created.to_dict()
 
 
 @on_both
