@@ -71,6 +71,9 @@ _OPEN_AFTER_SECONDS = 0.05
 _MOST_WAITING = 2000
 
 
+_MOST_SHOWN = 2000
+
+
 _PATIENCE_SECONDS = 10
 
 
@@ -85,7 +88,8 @@ class LogStorage:
     """What of a log is stored, and what is shown of it.
 
     start: what is stored at its beginning; stop: called where events can no longer be stored;
-    base: how many events an earlier attempt has stored, None where this is the first one.
+    base: how many events an earlier attempt has stored, None where this is the first one. Those
+    and the older ones of this attempt are in the store alone.
     """
 
     def __init__(
@@ -159,6 +163,9 @@ class LogStorage:
     def _show(self, lines: list[bytes]) -> None:
         del self._waiting[: len(lines)]
         self._shown += lines
+        if (forgotten := len(self._shown) - _MOST_SHOWN) > 0:
+            del self._shown[:forgotten]
+            self._base += forgotten
         self._notify()
 
     def _notify(self) -> None:
@@ -206,14 +213,9 @@ class RunLog(LogStorage):
 
         Raises what keeps the log from being stored.
         """
-        earlier, _ = await self._read_earlier(after)
-        if earlier:
-            yield earlier
-        position = max(0, after + 1 - self._base)
         while True:
-            if position < len(self._shown):
-                lines = self._shown[position:]
-                position += len(lines)
+            if lines := await self._read_behind(after):
+                after += len(lines)
                 yield lines
             elif self.ended:
                 break
@@ -222,12 +224,12 @@ class RunLog(LogStorage):
         if self.error:
             raise self.error
 
-    async def _read_earlier(self, after: int) -> tuple[list[bytes], bool]:
+    async def _read_behind(self, after: int) -> list[bytes]:
         if after + 1 >= self._base:
-            return [], True
+            return self._shown[after + 1 - self._base :]
         response_id = self._start.response.body["id"]
-        lines, alive = await self._database.read(read_on, response_id, after)
-        return lines[: self._base - after - 1], alive
+        lines, _ = await self._database.read(read_on, response_id, after)
+        return lines
 
     def _flush(self) -> None:
         if self._flusher is None or self._flusher.done():
@@ -257,6 +259,9 @@ async def follow_stored(
         if lines:
             after += len(lines)
             yield lines
-        if not alive or (lines and is_terminal(lines[-1])):
+            if is_terminal(lines[-1]):
+                return
+        elif alive:
+            await asyncio.sleep(_POLL_SECONDS)
+        else:
             return
-        await asyncio.sleep(_POLL_SECONDS)

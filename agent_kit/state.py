@@ -25,7 +25,7 @@ from .events import AgentOutputError, ResponseAssembler
 from .items import check_outputs_have_calls
 from .keeper import Keeper
 from .protocol import RequestError, ResponsesRequest, dump_json, parse_request
-from .run_log import follow_stored
+from .run_log import follow_stored, line_type
 from .runs import AgentService, AnyRun
 from agent_kit.store import (
     NewResponse,
@@ -347,6 +347,13 @@ class ServedState(State):
             raise not_found("Conversation", identity)
         return found
 
+    async def look_up(self, response_id: str, owner: str) -> dict[str, Any]:
+        """Return a response as it is now; of one that is under way, the items that are done."""
+        body = (await self.find(response_id, owner)).body
+        if body["status"] not in _RUNNING:
+            return body
+        return {**body, "output": await self.database.read(_done_items, response_id)}
+
     async def delete(self, response_id: str, owner: str) -> None:
         """Delete a response; one that is under way is stopped before."""
         stored = await self.find(response_id, owner)
@@ -395,6 +402,13 @@ class ServedState(State):
 
 # %% ../nbs/106_state.ipynb #cd9e4742
 _RUNNING = ("queued", "in_progress")
+
+
+def _done_items(connection: Any, response_id: str) -> list[dict[str, Any]]:
+    lines = get_events(connection, response_id, -1)
+    kind = "response.output_item.done"
+    events = [orjson.loads(line) for line in lines if line_type(line) == kind]
+    return [event["item"] for event in sorted(events, key=lambda event: event["output_index"])]
 
 
 def _delete_responses(connection: Any, found: list[tuple[str, str]]) -> None:

@@ -151,10 +151,10 @@ class ResponseRoutes:
 
     async def retrieve(self, request: HttpRequest) -> HttpResponse:
         """Return a stored response, or follow its events."""
-        response_id = request.path_params["response_id"]
-        stored = await self.state.find(response_id, caller_of(request))
+        response_id, owner = request.path_params["response_id"], caller_of(request)
         if not is_wanted(request, "stream"):
-            return json_answer(stored.body)
+            return json_answer(await self.state.look_up(response_id, owner))
+        await self.state.find(response_id, owner)
         after = whole_number(request, "starting_after", -1, -1, 10**9)
         if not await self.state.is_streamed(response_id):
             raise RequestError(

@@ -237,8 +237,13 @@ def add_events(connection: "Connection", batches: list[EventBatch]) -> None:
     connection.execute(insert(store_tables().events), [batch.row() for batch in batches])
 
 
-def get_events(connection: "Connection", response_id: str, after: int) -> list[bytes]:
-    """Return the stored events of a response with a number greater than `after`, as JSON."""
+def get_events(
+    connection: "Connection", response_id: str, after: int, batches: int | None = None
+) -> list[bytes]:
+    """Return the stored events of a response with a number greater than `after`, as JSON.
+
+    batches: of how many batches at most, all by default.
+    """
     from sqlalchemy import select
 
     table = store_tables().events
@@ -246,20 +251,24 @@ def get_events(connection: "Connection", response_id: str, after: int) -> list[b
         table.c.response_id == response_id, table.c.last_sequence > after
     )
     lines: list[bytes] = []
-    for first, stored in connection.execute(query.order_by(table.c.first_sequence)):
+    query = query.order_by(table.c.first_sequence).limit(batches)
+    for first, stored in connection.execute(query):
         lines += stored.split(b"\n")[max(0, after + 1 - first) :]
     return lines
 
 # %% ../nbs/084_store.ipynb #14bc8d76
+_BATCHES_AT_ONCE = 50
+
+
 def read_on(connection: "Connection", response_id: str, after: int) -> tuple[list[bytes], bool]:
-    """Return the events behind number `after`, and whether more of them may come."""
+    """Return the next events behind number `after`, and whether the run is alive."""
     from sqlalchemy import select
 
     table = store_tables().runs
     running = select(table.c.response_id).where(table.c.response_id == response_id)
     # In this order: a run that ends in between has stored its last events before.
     alive = connection.execute(running).first() is not None
-    return get_events(connection, response_id, after), alive
+    return get_events(connection, response_id, after, _BATCHES_AT_ONCE), alive
 
 # %% ../nbs/084_store.ipynb #3cbc29e6
 @dataclass(slots=True)

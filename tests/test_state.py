@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from openai import BadRequestError, InternalServerError, NotFoundError, OpenAI
 from postgres_server import PostgresServer
-from stream_checker import check_response, check_sse
+from stream_checker import check_response, check_sse, check_stream
 
 from agent_kit.context import current_context, get_raw_request
 from agent_kit.server import AgentServer, create_server
@@ -49,6 +49,10 @@ def make_server(**environ: str) -> AgentServer:
             text = [{"type": "output_text", "text": "named"}]
             yield {"type": "message", "id": "msg_" * 200, "role": "assistant", "content": text}
             return
+        if said == "call and wait":
+            yield {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"}
+            yield "not done"
+            await asyncio.sleep(60)
         if said == "raw":
             yield json.dumps(get_raw_request())
             return
@@ -343,6 +347,45 @@ def test_a_background_response_is_polled_to_its_end(client):
     ended = wait_for_end(client, created.id)
     assert ended.output_text == "0 1 2 3 4 5 6 7 "
     check_response(ended.to_dict())
+
+
+@on_both
+def test_a_response_under_way_shows_the_items_that_are_done(client):
+    created = ask(client, "call and wait", background=True)
+    deadline = time.monotonic() + PATIENCE
+    while not (found := client.responses.retrieve(created.id)).output:
+        assert time.monotonic() < deadline, "no item was shown"
+        time.sleep(0.02)
+    assert found.status == "in_progress"
+    assert [item.type for item in found.output] == ["function_call"]
+    cancelled = client.responses.cancel(created.id)
+    assert cancelled.output[0] == found.output[0]
+    assert [item.type for item in cancelled.output] == ["function_call", "message"]
+
+
+@on_both
+def test_a_follower_of_a_long_run_is_shown_what_is_no_longer_in_memory(url, client, monkeypatch):
+    monkeypatch.setattr("agent_kit.run_log._MOST_SHOWN", 3)
+    monkeypatch.setattr("agent_kit.store._BATCHES_AT_ONCE", 2)
+    created = ask(client, "count for ever", background=True)
+    first, again = (read_events(url, created.id, 30) for _ in range(2))
+    assert again == first
+    client.responses.cancel(created.id)
+    whole = read_stream(url, created.id)
+    assert whole[:30] == first
+    check_stream(whole)
+
+
+def read_events(url: str, response_id: str, count: int) -> list[dict]:
+    query = f"{url}/v1/responses/{response_id}?stream=true"
+    seen = []
+    with httpx2.stream("GET", query, timeout=PATIENCE) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                seen.append(json.loads(line[6:]))
+            if len(seen) == count:
+                return seen
+    raise AssertionError("the stream ended early")
 
 
 @on_both
