@@ -1591,6 +1591,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'agent_kit.runs.StateKeeper.open_run': ('runs.html#statekeeper.open_run', 'agent_kit/runs.py'),
                                 'agent_kit.runs._model_status': ('runs.html#_model_status', 'agent_kit/runs.py'),
                                 'agent_kit.runs._note_speaker': ('runs.html#_note_speaker', 'agent_kit/runs.py'),
+                                'agent_kit.runs._open': ('runs.html#_open', 'agent_kit/runs.py'),
                                 'agent_kit.runs._outcome': ('runs.html#_outcome', 'agent_kit/runs.py'),
                                 'agent_kit.runs._told': ('runs.html#_told', 'agent_kit/runs.py'),
                                 'agent_kit.runs._write': ('runs.html#_write', 'agent_kit/runs.py'),

@@ -157,8 +157,7 @@ class Run:
         handler = next(filter(None, reversed(wanted) if sink else wanted), None)
         if handler is None:
             raise RuntimeError("no function is registered with @invoke() or @stream()")
-        if sink:
-            await sink.write(self.assembler.start())  # even nothing: the stream may open
+        await _open(sink, self.assembler.start())
         if handler is self.registry.invoke_handler:
             value = await handler.call(self.request, self.threads)
             await _write(sink, self.assembler.result(value))
@@ -208,9 +207,14 @@ class Run:
 _STOPPED = "The server stopped before the answer was complete."
 
 
+async def _open(sink: Sink | None, events: list[dict[str, Any]]) -> None:
+    if sink is not None:
+        await sink.write(events)  # even where there are none: the stream may open from now on
+
+
 async def _write(sink: Sink | None, events: list[dict[str, Any]]) -> None:
-    if sink is not None and events:
-        await sink.write(events)
+    if events:
+        await _open(sink, events)
 
 
 def _outcome(body: dict[str, Any], status: Status, error: str | None) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def whole_number(request: HttpRequest, name: str, default: int, lowest: int, hig
         code="invalid_value",
     )
 
-
+# %% ../nbs/112_state_routes.ipynb #9ba3c2a1
 def is_wanted(request: HttpRequest, name: str) -> bool:
     """Return a query parameter that is true or false, false by default."""
     given = request.query_params.get(name, "false").lower()

@@ -236,7 +236,7 @@ def add_events(connection: "Connection", batches: list[EventBatch]) -> None:
 
     connection.execute(insert(store_tables().events), [batch.row() for batch in batches])
 
-
+# %% ../nbs/084_store.ipynb #2fabe968
 def get_events(
     connection: "Connection", response_id: str, after: int, batches: int | None = None
 ) -> list[bytes]:
