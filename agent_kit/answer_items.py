@@ -150,14 +150,15 @@ class _Calls:
         kind, call_id = item["type"], item.get("call_id")
         if not isinstance(call_id, str):
             return {}
-        calls = self._answered.setdefault((kind.removesuffix("_output"), call_id), {})
+        asked = kind.removesuffix("_output").replace("mcp_call", "function_call")
+        calls = self._answered.setdefault((asked, call_id), {})
         if kind.endswith("_output"):
             waiting = (own for own, answered in calls.items() if not answered)
             own = next(waiting, next(reversed(calls), call_id))
             calls[own] = True
             return {"call_id": own}
         own = new_id("call") if calls else call_id
-        calls[own] = False
+        calls[own] = kind == "mcp_call"
         return {"call_id": own}
 
 # %% ../nbs/027_answer_items.ipynb #6f7def5a

@@ -188,6 +188,8 @@ def check_outputs_have_calls(items: list[dict[str, Any]]) -> None:
         kind = item.get("type")
         if kind in _OUTPUT_OF.values():
             calls.add((kind, item["call_id"]))
+        elif kind == "mcp_call":  # the agent's own call, whose end may come later
+            calls.add(("function_call", str(item.get("call_id"))))
         elif kind in _OUTPUT_OF and (_OUTPUT_OF[kind], item["call_id"]) not in calls:
             raise RequestError(
                 f"No tool call found for the output with call_id '{item['call_id']:.80}' "

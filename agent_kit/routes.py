@@ -11,7 +11,6 @@ import asyncio
 import re
 import secrets
 import time
-import typing
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,7 +27,7 @@ from . import __version__
 from .context import RequestContext
 from .events import DONE
 from .page import add_page, is_local
-from .protocol import TASKS, Request, RequestError, dump_json, parse_json
+from .protocol import OPENAI_RESPONSES, REQUESTS, RequestError, dump_json, parse_json
 from .run_log import encode_line
 from .runs import AgentService, AnyRun, RunFailed
 
@@ -235,7 +234,7 @@ def _left_with_its_client(run: AnyRun, receive: Receive) -> Iterator[None]:
 class AgentEndpoint:
     """An ASGI application that answers requests to an agent.
 
-    service: the agent; face: the task type in which callers speak, by default the agent's own.
+    service: the agent; face: the form in which callers speak, by default the agent's own.
     """
 
     def __init__(self, service: AgentService, face: str | None = None) -> None:
@@ -463,8 +462,8 @@ class StopGuard:
 # %% ../nbs/110_routes.ipynb #96352152
 _AGENT_PATHS = {
     "/invocations": None,
-    "/v1/responses": "agent/v1/responses",
-    "/responses": "agent/v1/responses",
+    "/v1/responses": OPENAI_RESPONSES,
+    "/responses": OPENAI_RESPONSES,
     "/v1/chat/completions": "agent/v1/chat",
     "/chat/completions": "agent/v1/chat",
 }
@@ -500,9 +499,6 @@ def create_app(service: AgentService, lifespan: Any = None) -> FastAPI:
     return app
 
 # %% ../nbs/110_routes.ipynb #fdbb151a
-_REQUEST_MODELS: dict[str, Any] = dict(zip(TASKS, typing.get_args(Request), strict=True))
-
-
 def _openapi(app: FastAPI, service: AgentService) -> dict[str, Any]:
     if app.openapi_schema is None:
         schema = FastAPI.openapi(app)
@@ -514,7 +510,7 @@ def _openapi(app: FastAPI, service: AgentService) -> dict[str, Any]:
 
 
 def _operation(face: str, path: str, schemas: dict[str, Any]) -> dict[str, Any]:
-    model = _REQUEST_MODELS[face]
+    model = REQUESTS[face]
     described = model.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas.update(described.pop("$defs", {}))
     schemas[model.__name__] = described

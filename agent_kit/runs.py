@@ -10,7 +10,7 @@ import asyncio
 import contextvars
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -21,8 +21,10 @@ from starlette.exceptions import HTTPException
 from .context import RequestContext, redact, use_context
 from .events import ResponseAssembler
 from .handlers import Handler, Registry
+from .hosted_calls import HostedCalls, expand_hosted_calls
 from .model_interface import ModelError
 from agent_kit.protocol import (
+    OPENAI_RESPONSES,
     Request,
     RequestError,
     ResponsesRequest,
@@ -330,14 +332,26 @@ class AgentService:
         _note_speaker(context, request)
         if isinstance(request, ResponsesRequest):
             context.items = request.input
+            request = _with_pairs(request)
         trace = start_trace(
             "agent", inputs=context.body, context=context, settings=self.settings, task=self.task
         )
         received, assembler = make_assembler(face, self.task, request, trace.trace_id, begun)
+        if face == OPENAI_RESPONSES:
+            assembler = HostedCalls(assembler, _tool_names(request))
         registry = self.find_registry()
         return Run(registry, received, assembler, context, trace, self.threads)
 
 # %% ../nbs/100_runs.ipynb #88772a43
+def _with_pairs(request: ResponsesRequest) -> ResponsesRequest:
+    items = expand_hosted_calls(request.input)
+    return request if items is request.input else request.model_copy(update={"input": items})
+
+
+def _tool_names(request: Request) -> Iterator[str]:
+    return (tool["name"] for tool in getattr(request, "tools", ()) if "name" in tool)
+
+
 def _note_speaker(context: RequestContext, request: Request) -> None:
     told = request.context
     user = getattr(request, "user", None) or getattr(request, "safety_identifier", None)

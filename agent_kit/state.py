@@ -237,9 +237,10 @@ class DeadRuns:
             return
         told = orjson.loads(run.request)
         context = RequestContext(**told["context"], attempt=run.attempt + 1)
-        request = parse_request("agent/v1/responses", told["request"])
+        face = told["context"]["task"]
+        request = parse_request(face, told["request"])
         begun = RestoredAssembler(stored.body, lines)
-        prepared = self.service.prepare_run("agent/v1/responses", request, context, begun)
+        prepared = self.service.prepare_run(face, request, context, begun)
         again = StoredRun(
             prepared,
             self.hub,

@@ -22,6 +22,7 @@ from .compaction import compact_items, count_tokens, expand_compactions
 from .context import RequestContext
 from .events import DONE, encode_event
 from .fields import wrong_value
+from .hosted_calls import expand_hosted_calls
 from .output import complete_usage, new_id
 from .protocol import RequestError, dump_json, parse_request
 from .routes import SseSink, read_json
@@ -208,7 +209,7 @@ class ResponseRoutes:
         owner = caller_of(request)
         history = await read_history(self.state.database, asked, owner)
         new = await resolve_references(self.state.database, asked.input, history.items, owner)
-        return [*history.items, *new], asked.instructions
+        return expand_hosted_calls([*history.items, *new]), asked.instructions
 
 # %% ../nbs/112_state_routes.ipynb #381d8d14
 def _input_of(chain: Chain) -> list[dict[str, Any]]:

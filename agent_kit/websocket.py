@@ -23,7 +23,13 @@ from starlette.types import Receive, Scope, Send
 from .compaction import expand_compactions
 from .context import RequestContext
 from .items import check_outputs_have_calls
-from .protocol import RequestError, dump_json, parse_json, parse_request
+from agent_kit.protocol import (
+    OPENAI_RESPONSES,
+    RequestError,
+    dump_json,
+    parse_json,
+    parse_request,
+)
 from .routes import refuse
 from .run_log import line_type
 from .runs import AgentService, AnyRun, RunFailed
@@ -42,7 +48,6 @@ def is_same_site(headers: dict[str, str]) -> bool:
     return urlsplit(origin).netloc.lower() in {name.lower() for name in ours if name}
 
 # %% ../nbs/116_websocket.ipynb #327fde3b
-_FACE = "agent/v1/responses"
 _CREATE = "response.create"
 
 
@@ -240,14 +245,16 @@ class Exchange:
         self.size += earlier.size
         limit = service.settings.server.max_body_bytes
         _check_size(self.size, limit, "The conversation on this connection")
-        request: Any = parse_request(_FACE, self.body)
+        request: Any = parse_request(OPENAI_RESPONSES, self.body)
         self.context.body = self.body
         if state:
-            return await state.open_run(_FACE, request, self.context, History(earlier.items))
+            return await state.open_run(
+                OPENAI_RESPONSES, request, self.context, History(earlier.items)
+            )
         items = [*earlier.items, *request.input]
         check_outputs_have_calls(items)
         asked = request.model_copy(update={"input": expand_compactions(items)})
-        return service.prepare_run(_FACE, asked, self.context)
+        return service.prepare_run(OPENAI_RESPONSES, asked, self.context)
 
     def remembered(self, output: list[dict[str, Any]]) -> Remembered:
         """Return the context after the answer."""
@@ -320,7 +327,7 @@ class SocketSession:
         self._waiting.put_nowait(None)
 
     async def _answer(self, message: bytes) -> None:
-        context = RequestContext(_new_request_id(), headers=self._headers, task=_FACE)
+        context = RequestContext(_new_request_id(), headers=self._headers, task=OPENAI_RESPONSES)
         exchange = Exchange({}, len(message), b"", context)
         done = False
         try:
@@ -346,7 +353,7 @@ class SocketSession:
         if earlier:
             run = await exchange.open(self._service, earlier, self._state)
         else:
-            run = await self._service.open_run(_FACE, exchange.body, exchange.context)
+            run = await self._service.open_run(OPENAI_RESPONSES, exchange.body, exchange.context)
         self._run = run
         if not self._is_open:
             run.leave()

@@ -1,6 +1,7 @@
 """A small agent for the tests of official clients: what it says follows from what it is asked.
 
-Written for the task type `agent/v1/responses`; it calls the caller's tools and no others.
+Written for the task type `agent/v1/responses`; it calls the caller's tools, and a tool of its own
+where it is asked to compute.
 """
 
 import asyncio
@@ -41,6 +42,9 @@ def client_agent(settings: Settings, closed: threading.Event) -> AgentServer:
                     await asyncio.sleep(0.01)
             finally:
                 closed.set()
+        if question.startswith("Compute") and not _outputs(request):
+            yield {"type": "function_call", "call_id": "call_own", "name": "compute"}
+            yield {"type": "function_call_output", "call_id": "call_own", "output": "391"}
         for piece in _pieces(request, question):
             yield piece
             await asyncio.sleep(0)

@@ -194,6 +194,7 @@ class _OpenItem:
     item: Mapping[str, Any]
     parts: dict[str, list[_Text]] = field(default_factory=lambda: {"content": [], "summary": []})
     text: _Text | None = None
+    steps: list[str] = field(default_factory=list)  # of its progress
     done: Mapping[str, Any] | None = None
 
 
@@ -389,6 +390,8 @@ class StreamChecker:
                 _expect(text.complete, "a text is done before its item", item)
                 value = item.get(GROWING[item["type"]][1])
                 _expect(value == text.value, "a call has the sum of its deltas", item, text.value)
+        if item["type"] == "mcp_call":
+            _check_hosted(item, opened.steps)
 
     # Parts and texts
 
@@ -457,15 +460,32 @@ class StreamChecker:
         item = self._item(event)
         stream, field_name = GROWING.get(item.item["type"], ("", ""))
         _expect(stream == name, "an event fits the type of its item", event, item.item)
+        if name == "response.mcp_call_arguments":
+            _expect(item.steps == ["in_progress"], "arguments come while in progress", event)
         item.text = item.text or _Text(item.item["type"])
         self._grow(item.text, step, event, field_name)
 
     def _on_progress(self, name: str, step: str, event: Mapping[str, Any]) -> None:
         if "output_index" not in event:
             return
-        kind = self._item(event).item["type"]
+        item = self._item(event)
+        kind = item.item["type"]
         fits = name == f"response.{kind}" or not name.endswith("_call")
         _expect(fits, "an event fits the type of its item", event, kind)
+        if kind == "mcp_call" and step != "in_progress":
+            complete = item.text and item.text.complete
+            _expect(complete, "arguments are done before their tool has run", event)
+        item.steps.append(step)
+
+
+def _check_hosted(item: Mapping[str, Any], steps: list[str]) -> None:
+    """Check the end of a call which the server has run."""
+    status, told = item["status"], (item.get("output"), item.get("error"))
+    if status in ("completed", "failed"):
+        _expect(steps == ["in_progress", status], "a hosted call ends as its steps say", item)
+    has_result = (told[0] is not None, told[1] is not None)
+    expected = {"completed": (True, False), "failed": (False, True)}.get(status, (False, False))
+    _expect(has_result == expected, "a hosted call has the result that its status says", item)
 
 
 def _call(item: Mapping[str, Any]) -> tuple[str, str] | None:

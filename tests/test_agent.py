@@ -141,15 +141,31 @@ def test_one_variable_puts_a_model_service_in_place(tmp_path: Path):
 
 
 @each_provider
-@pytest.mark.parametrize("path", ["/invocations", "/v1/responses"])
-def test_the_model_calls_python_and_answers(served: Served, path):
+@pytest.mark.parametrize(("path", "place"), [("/invocations", 1), ("/v1/responses", 0)])
+def test_the_model_calls_python_and_answers(served: Served, path, place):
     answer = served.post(path, **QUESTION).json()
     assert text_of(answer) == "The result is 391."
-    assert answer["output"][1]["output"] == "391"
+    assert answer["output"][place]["output"] == "391"
     assert answer["usage"]["total_tokens"] == 30
     streamed = check_sse(served.post(path, **QUESTION, stream=True).content)
     assert text_of(streamed[-1]["response"]) == "The result is 391."
     assert streamed[-1]["response"]["usage"]["total_tokens"] == 30
+
+
+@each_provider
+def test_a_chain_shows_the_model_what_its_tools_said(served: Served):
+    first = served.post("/v1/responses", **QUESTION).json()
+    served.service.requests.clear()
+    served.service.answers = ["As I said."]
+    served.post("/v1/responses", input="Sure?", previous_response_id=first["id"])
+    (request,) = served.service.requests
+    asked = request.body.get("messages") or request.body["input"]
+    assert [item.get("role") or item["type"] for item in asked if item.get("role") != "system"] in (
+        ["user", "assistant", "tool", "assistant", "user"],
+        ["user", "function_call", "function_call_output", "assistant", "user"],
+    )
+    assert "print(17*23)" in json.dumps(asked)
+    assert '"391"' in json.dumps(asked)
 
 
 def test_chat_completions_get_the_same_answer(served: Served):
@@ -219,9 +235,7 @@ def test_a_tool_of_the_caller_by_the_responses_client(served: Served):
         second = client.responses.create(
             model="any", input=[question, *history, told], tools=[WEATHER]
         )
-    assert [item.type for item in first.output] == [
-        *("function_call", "function_call", "function_call_output")
-    ]
+    assert [item.type for item in first.output] == ["function_call", "mcp_call"]
     assert (calls[0].name, calls[0].arguments) == ("weather", '{"place": "Basel"}')
     assert second.output_text == "Rain, and 42."
     tools = served.service.requests[0].body["tools"]

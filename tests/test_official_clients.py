@@ -16,6 +16,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from pydantic import BaseModel
 from support import PROJECT, require
 
+from agent_kit.agent import server as default_server
 from agent_kit.settings import load_settings
 
 PARAMETERS = {
@@ -47,6 +48,17 @@ def url(closed: threading.Event, tmp_path_factory: pytest.TempPathFactory) -> It
     store = tmp_path_factory.mktemp("store") / "store.db"
     environ = {"AGENT_KIT_MLFLOW_TRACING": "false", "AGENT_KIT_STORE_URL": f"sqlite:///{store}"}
     with client_agent(load_settings(environ=environ), closed).serve() as url:
+        yield url
+
+
+@pytest.fixture
+def default_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The default agent, with nothing configured."""
+    settings = default_server.settings
+    mlflow = settings.mlflow.model_copy(update={"tracing": False})
+    untraced = settings.model_copy(update={"mlflow": mlflow})
+    monkeypatch.setattr(default_server.service, "settings", untraced)
+    with default_server.serve() as url:
         yield url
 
 
@@ -322,6 +334,23 @@ def test_agents_sdk_runs_its_tools(url, face, streamed):
         assert "".join(deltas) == result.final_output
 
 
+@pytest.mark.parametrize("streamed", [False, True], ids=["plain", "streamed"])
+def test_agents_sdk_takes_the_agents_own_calls_for_run(default_url, streamed):
+    result, _, cities = agents_run(default_url, "responses", "What is 17*23?", streamed)
+    assert "391" in result.final_output
+    assert cities == []
+    (called,) = [item.raw_item for item in result.new_items if item.type == "tool_call_item"]
+    assert (called.type, called.name, called.output.strip()) == ("mcp_call", "python_exec", "391")
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["plain", "streamed"])
+def test_agents_sdk_runs_its_tools_beside_the_agents_own(url, streamed):
+    asked = "Compute and tell the weather in Paris"
+    result, _, cities = agents_run(url, "responses", asked, streamed)
+    assert cities == ["Paris"]
+    assert result.final_output == "The tools say: 391, sunny in Paris"
+
+
 @pytest.mark.parametrize("face", ["responses", "chat"])
 def test_agents_sdk_hands_over_its_instructions_and_a_form(url, face):
     result, _, _ = agents_run(url, face, "Repeat", False)
@@ -337,7 +366,9 @@ def agents_ask(url: str, questions: list[str], **more: Any) -> list[str]:
     async def run() -> list[str]:
         said: list[str] = []
         async with AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
-            if more.get("session"):
+            if more.get("session") == "local":
+                more["session"] = agents.SQLiteSession("any")
+            elif more.get("session"):
                 more["session"] = agents.OpenAIConversationsSession(openai_client=client)
             elif "conversation_id" in more:
                 more["conversation_id"] = (await client.conversations.create()).id
@@ -353,14 +384,28 @@ def agents_ask(url: str, questions: list[str], **more: Any) -> list[str]:
     return asyncio.run(run())
 
 
-@pytest.mark.parametrize(
+each_memory = pytest.mark.parametrize(
     "memory",
-    [{"previous_response_id": None}, {"conversation_id": ""}, {"session": True}],
-    ids=["previous response", "conversation", "session"],
+    [
+        {"previous_response_id": None},
+        {"conversation_id": ""},
+        {"session": "remote"},
+        {"session": "local"},
+    ],
+    ids=["previous response", "conversation", "session", "local session"],
 )
-def test_agents_sdk_remembers_on_the_server(url, memory):
+
+
+@each_memory
+def test_agents_sdk_remembers(url, memory):
     answers = agents_ask(url, ["My name is Ada.", "Repeat"], **memory)
     assert answers[1] == "user: My name is Ada. | assistant: Hello from the agent | user: Repeat"
+
+
+@each_memory
+def test_agents_sdk_remembers_the_agents_own_calls(url, memory):
+    answers = agents_ask(url, ["Compute it", "What was it?"], **memory)
+    assert answers == ["Hello from the agent", "The tools say: 391"]
 
 
 # The Vercel AI SDK -----------------------------------------------------------------------------
@@ -399,6 +444,7 @@ def test_vercel_ai_sdk(url, face, closed, caplog):
     assert told["streamed_tools"]["asked"] == ["Paris", "Rome"]
     assert told["streamed_tools"]["text"] == both
     assert {"tool-call", "tool-result", "text-delta"} <= set(told["streamed_tools"]["kinds"])
+    check_own_tools(told["own_tools"], told["streamed_own_tools"], face)
     assert told["chosen_tool"] == {"calls": ["get_weather"], "asked": ["Paris"]}
     assert told["object"] == {"object": weather}
     assert told["streamed_object"]["object"] == weather
@@ -412,6 +458,17 @@ def test_vercel_ai_sdk(url, face, closed, caplog):
     assert closed.wait(5)
     if face == "responses":
         check_memory(told)
+
+
+def check_own_tools(whole: dict, streamed: dict, face: str) -> None:
+    """What the AI SDK says of a tool that the agent has run itself, beside one of the caller's."""
+    assert whole["asked"] == streamed["asked"] == ["Paris"]
+    assert whole["invalid"] == streamed["invalid"] == 0
+    if face == "chat":
+        assert whole["text"] == streamed["text"] == "The tools say: sunny in Paris"
+        return
+    assert whole["text"] == streamed["text"] == "The tools say: 391, sunny in Paris"
+    assert whole["run"] == streamed["run"] == [["mcp.compute", "391"]]
 
 
 def check_memory(told: dict) -> None:

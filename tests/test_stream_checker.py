@@ -34,6 +34,7 @@ CHUNKS: list[Any] = [
     {"type": "function_call", "name": "multiply", "call_id": "call_2", "arguments": "{}"},
     {"content": PARTS},
     {"type": "custom_tool_call", "call_id": "call_3", "name": "f", "input": "x"},
+    {"type": "mcp_call", "server_label": "s", "name": "f", "arguments": "{}", "output": "391"},
 ]
 
 
@@ -242,6 +243,18 @@ BROKEN: list[tuple[str, Callable[[Events], Events]]] = [
         changed("function_call_arguments.delta", "type", "response.mcp_call_arguments.delta"),
     ),
     ("an event fits the type of its part", changed("refusal.delta", "content_index", 0)),
+    # calls which the server runs
+    ("arguments come while in progress", without("mcp_call.in_progress")),
+    (
+        "arguments are done before their tool has run",
+        moved("mcp_call.completed", before="mcp_call_arguments.done"),
+    ),
+    ("a hosted call ends as its steps say", without("mcp_call.completed")),
+    ("a hosted call ends as its steps say", twice("mcp_call.completed")),
+    (
+        "a hosted call has the result that its status says",
+        changed("output_item.done", "item.output", None, -1),
+    ),
 ]
 
 

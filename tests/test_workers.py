@@ -26,11 +26,17 @@ AGENT = """
 
     server = create_server()
     app = server.app
+    CALL = {"type": "function_call", "call_id": "call_1", "name": "look", "arguments": "{}"}
+    FOUND = {"type": "function_call_output", "call_id": "call_1", "output": "nothing"}
 
 
     @server.stream(resumable=os.environ.get("RESUMABLE") == "1")
     async def answer(request):
         said = request.input[-1]["content"]
+        if said == "die once":
+            yield CALL
+            if current_context().attempt == 2:
+                yield FOUND
         yield f"worker {os.getpid()} attempt {current_context().attempt} items {len(request.input)}"
         if said == "wait":
             open("begun", "w").close()
@@ -209,6 +215,12 @@ def test_a_killed_workers_run_is_repeated_where_the_agent_is_resumable(tmp_path)
         events = cluster.events(running)
         check_stream(events)
         assert events[-1]["response"] == ended
+        assert [(item["type"], item["status"]) for item in ended["output"]] == [
+            ("mcp_call", "incomplete"),
+            ("message", "incomplete"),
+            ("mcp_call", "completed"),
+            ("message", "completed"),
+        ]
 
 
 def test_a_run_that_kills_its_workers_is_given_up(tmp_path):

@@ -28,6 +28,17 @@ async function all(stream) {
   return parts;
 }
 
+function ownTools(asked, steps, text) {
+  const content = steps.flatMap((step) => step.content);
+  const run = content.filter((part) => part.type === "tool-result" && part.providerExecuted);
+  return {
+    asked,
+    text,
+    run: run.map((part) => [part.toolName, part.output.output]),
+    invalid: content.filter((part) => part.invalid || part.type === "tool-error").length,
+  };
+}
+
 const scenarios = {
   async text() {
     const { text, usage, finishReason } = await generateText({ model, prompt: "Say hello" });
@@ -74,6 +85,26 @@ const scenarios = {
     });
     const kinds = [...new Set((await all(result.fullStream)).map((part) => part.type))];
     return { asked, kinds, text: await result.text };
+  },
+  async own_tools() {
+    const asked = [];
+    const result = await generateText({
+      model,
+      prompt: "Compute and tell the weather in Paris",
+      tools: { get_weather: weather(asked) },
+      stopWhen: stepCountIs(3),
+    });
+    return ownTools(asked, result.steps, result.text);
+  },
+  async streamed_own_tools() {
+    const asked = [];
+    const result = streamText({
+      model,
+      prompt: "Compute and tell the weather in Paris",
+      tools: { get_weather: weather(asked) },
+      stopWhen: stepCountIs(3),
+    });
+    return ownTools(asked, await result.steps, await result.text);
   },
   async chosen_tool() {
     const asked = [];
