@@ -35,11 +35,12 @@ _USER_HEADERS = ("x-forwarded-email", "x-forwarded-preferred-username", "x-forwa
 class RequestContext:
     """What is known of one request besides its body.
 
-    `headers`: the HTTP headers, names in lower case. `task`: the task type that is spoken, such as
-    `agent/v1/responses`. `user`: a label for whoever asks, by default what the proxy's headers
-    claim; never a proof. `custom`: whatever else the caller sent for the agent. `body`: the body of
-    the request as it was sent. `attempt`: 2 or more where a run is repeated after a crash. `items`:
-    the whole context of a request to the Responses API, with what it continues.
+    `headers`: the HTTP headers, names in lower case. `task`: the form that is spoken, a task type
+    such as `agent/v1/responses`, or `openai/v1/responses` on OpenAI's routes. `user`: a label for
+    whoever asks, by default what the proxy's headers claim; never a proof. `custom`: whatever else
+    the caller sent for the agent. `body`: the body of the request as it was sent. `attempt`: 2 or
+    more where a run is repeated after a crash. `items`: the whole context of a request to the
+    Responses API, with what it continues.
     """
 
     request_id: str

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from .hosted_calls import expand_hosted_calls
+
 # %% ../nbs/150_datasets.ipynb #04bf62a0
 class DatasetError(ValueError):
     """A case or a dataset that cannot be used; the message says where and what to change."""
@@ -313,7 +315,7 @@ def case_from_conversation(
         instead of giving it the old answers as history.
     Raises DatasetError when no user has said anything.
     """
-    items = list(items)
+    items = expand_hosted_calls([dict(item) for item in items])
     asked = [position for position, item in enumerate(items) if _is_user(item)]
     if not asked:
         raise DatasetError("the conversation has no message of a user, so there is nothing to ask")

@@ -224,7 +224,7 @@ _UNFINISHED = "The call was not finished."
 
 
 def _is_hosted(item: Mapping[str, Any]) -> bool:
-    return item.get("type") == "mcp_call" and item["server_label"] == SERVER_LABEL
+    return item.get("type") == "mcp_call" and item.get("server_label") == SERVER_LABEL
 
 
 def _told_result(item: Mapping[str, Any]) -> str | None:

@@ -232,6 +232,17 @@ def _replace(answer: Answer, kind: Kind, item: dict[str, Any], text: str) -> Non
     finish_part(part, answer.clock())
 
 
+def _error_of(item: dict[str, Any]) -> Any:
+    error = item.get("error")
+    return error.get("content", error) if isinstance(error, dict) else error
+
+
+def _take_arguments(answer: Answer, event: Event) -> None:
+    part = answer.part(event["item_id"], "tool")
+    part.arguments = event.get("arguments") or ""
+    part.revision += 1
+
+
 def _take_call(answer: Answer, item: dict[str, Any]) -> None:
     part = answer.part(_key(item), "tool")
     part.name = _tool_name(item)
@@ -240,8 +251,8 @@ def _take_call(answer: Answer, item: dict[str, Any]) -> None:
     part.arguments = str(item["arguments"]) if item.get("arguments") else output_text(rest or None)
     part.revision += 1
     if item["type"] != "function_call":
-        failed = bool(item.get("error")) or item.get("status") == "failed"
-        part.output = output_text(item.get("output") or item.get("error"))
+        failed = bool(item.get("error")) or item.get("status") in ("failed", "incomplete")
+        part.output = output_text(item.get("output") or _error_of(item))
         finish_part(part, answer.clock(), "failed" if failed else "done")
 
 # %% ../nbs/152_transcript.ipynb #99bf5949
@@ -281,6 +292,7 @@ _TAKES: dict[str, Callable[[Answer, Event], None]] = {
     "response.created": _take_started,
     "response.output_item.added": _take_added,
     "response.output_item.done": _take_done,
+    "response.mcp_call_arguments.done": _take_arguments,
     "response.output_text.delta": _take_text,
     "response.refusal.delta": _take_text,
     "response.reasoning_text.delta": _take_reasoning,

@@ -288,8 +288,13 @@ CONVERSATION = [
 ]
 
 
-def test_a_conversation_becomes_a_case_that_ends_with_the_last_question() -> None:
-    made = case_from_conversation(CONVERSATION, {"expected_facts": ["392"]}, {"from": "chat"})
+HOSTED = {**CONVERSATION[2], "type": "mcp_call", "server_label": "agent_kit", "output": "391"}
+
+
+@pytest.mark.parametrize("call", [CONVERSATION[2:4], [HOSTED]], ids=["pair", "one item"])
+def test_a_conversation_becomes_a_case_that_ends_with_the_last_question(call) -> None:
+    items = [*CONVERSATION[:2], *call, *CONVERSATION[4:]]
+    made = case_from_conversation(items, {"expected_facts": ["392"]}, {"from": "chat"})
     assert made.inputs["input"] == [
         {"role": "user", "content": "What is 17*23?"},
         {"type": "function_call", "call_id": "call_1", "name": "python_exec", "arguments": "{}"},

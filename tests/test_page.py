@@ -113,6 +113,37 @@ def test_tools_and_thoughts_have_their_place(page: Page, stage: Stage) -> None:
     expect(thinking.get_by_text("Hm.")).to_be_visible()
 
 
+def test_a_tool_shows_how_it_ended_and_the_next_question_tells_the_agent(
+    page: Page, stage: Stage
+) -> None:
+    failed = result_item("no museum", "call_2")
+    failed["item"]["status"] = "incomplete"
+    stage.steps = [
+        *(call_item("add", '{"a": 1}'), result_item("2")),
+        *(call_item("find", "{}", "call_2"), failed),
+        call_item("wait", '{"place": "museum"}', "call_3"),
+        threading.Event(),
+    ]
+    visit(page, stage.url)
+    ask(page, "Try")
+    tools = answer(page).locator("details.tool")
+    expect(tools).to_have_count(3)
+    expect(tools.nth(1).locator(".tool-status")).to_contain_text("Failed")
+    expect(tools.nth(1).locator(".code").last).to_have_text("no museum")
+    expect(tools.nth(2).locator(".tool-preview")).to_contain_text("museum")
+    page.get_by_role("button", name="Stop").click()
+    expect(tools.nth(2).locator(".tool-status")).to_contain_text("No result")
+    expect_end(page)
+    stage.steps = ["Yes."]
+    ask(page, "And?")
+    expect(answer(page).locator(".message")).to_have_text("Yes.")
+    called = [item for item in stage.requests[-1].input if "call_id" in item]
+    assert [(item["call_id"], item.get("name"), item.get("output")) for item in called] == [
+        *(("call_1", "add", None), ("call_1", None, "2")),
+        *(("call_2", "find", None), ("call_2", None, "no museum")),
+    ]
+
+
 @pytest.mark.parametrize("how", ["button", "escape"])
 def test_stop_closes_the_agents_generator(page: Page, stage: Stage, how: str) -> None:
     stage.steps = ["Once upon a time", threading.Event()]
@@ -261,14 +292,11 @@ def test_a_conversation_can_be_exported(page: Page, stage: Stage) -> None:
     exported = json.loads(saved(page, "JSON"))
     (turn,) = exported["turns"]
     assert turn["input"] == {"role": "user", "content": "Add"}
-    assert [item["type"] for item in turn["output"]] == [
-        "function_call",
-        "function_call_output",
-        "message",
-    ]
+    assert [item["type"] for item in turn["output"]] == ["mcp_call", "message"]
     assert turn["status"] == "completed"
     markdown = saved(page, "Markdown")
     assert "## You\n\nAdd" in markdown
+    assert '**Tool add**\n\n```json\n{"a": 1}\n```' in markdown
     assert "````text\n```2```\n````" in markdown
     assert "It is 2." in markdown
 

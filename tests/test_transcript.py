@@ -65,6 +65,30 @@ def test_whole_items_and_deltas_fold_to_the_same() -> None:
         assert answer.history() == answer.items
 
 
+HOSTED = {"type": "mcp_call", "id": "h1", "call_id": "c1", "name": "look", "server_label": "any"}
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "output"),
+    [
+        ({"status": "completed", "output": "42"}, "done", "42"),
+        ({"status": "failed", "error": {"content": "no eyes"}}, "failed", "no eyes"),
+        ({"status": "failed", "error": "no eyes"}, "failed", "no eyes"),
+        ({"status": "incomplete"}, "failed", ""),
+    ],
+)
+def test_a_call_that_the_server_runs_is_a_tool_from_its_beginning(end, status, output) -> None:
+    answer = answer_of(
+        {"type": "response.output_item.added", "item": {**HOSTED, "arguments": ""}},
+        {"type": "response.mcp_call_arguments.done", "item_id": "h1", "arguments": '{"at": 1}'},
+    )
+    (part,) = answer.parts
+    assert (part.name, part.arguments, part.status) == ("look", '{"at": 1}', "running")
+    answer.add(done({**HOSTED, "arguments": '{"at": 1}', **end}))
+    assert (part.status, part.output) == (status, output)
+    assert part.seconds is not None
+
+
 def test_reasoning_in_two_parts_keeps_them_apart() -> None:
     answer = answer_of(
         {"type": "response.reasoning_text.delta", "item_id": "r1", "delta": "One."},

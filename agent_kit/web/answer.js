@@ -235,7 +235,7 @@ function keepTime(answer, item) {
   const key = item.call_id ?? item.id;
   if (!key || item.type === "message") return;
   const clock = (answer.clocks[key] ??= { from: Date.now() });
-  const ends = item.type === "function_call_output" || item.type === "reasoning";
+  const ends = ["function_call_output", "mcp_call", "reasoning"].includes(item.type);
   if (ends && isDone(item)) clock.to ??= Date.now();
 }
 

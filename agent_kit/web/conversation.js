@@ -68,10 +68,11 @@ function questionItem({ text, attachments }) {
  * @returns {Item[]}
  */
 function answerItems({ output }) {
+  const items = output.flatMap((item) => (item.type === "mcp_call" ? pairOf(item) : [item]));
   const callIds = (/** @type {string} */ type) =>
-    new Set(output.filter((item) => item.type === type).map((item) => item.call_id));
+    new Set(items.filter((item) => item.type === type).map((item) => item.call_id));
   const [called, answered] = [callIds("function_call"), callIds("function_call_output")];
-  return output.flatMap(({ id, status, ...item }) => {
+  return items.flatMap(({ id, status, ...item }) => {
     if (item.type === "message") {
       const content = answerText(/** @type {any} */ ({ output: [item] }));
       return content ? [{ role: "assistant", content }] : [];
@@ -79,6 +80,18 @@ function answerItems({ output }) {
     const isPair = called.has(item.call_id) && answered.has(item.call_id);
     return isPair && /^function_call(_output)?$/.test(item.type) ? [item] : [];
   });
+}
+
+/**
+ * A call that the server has run, as the pair of call and result that every agent takes.
+ * @param {Item} item
+ * @returns {Item[]}
+ */
+function pairOf({ call_id, id, name, arguments: args, output, error }) {
+  const key = call_id ?? id;
+  const call = { type: "function_call", call_id: key, name, arguments: args };
+  const result = output ?? error?.content ?? error;
+  return result ? [call, { type: "function_call_output", call_id: key, output: result }] : [call];
 }
 
 /** Keeps the conversation of this tab across reloads, one for each place the page is served at. */
@@ -170,6 +183,7 @@ function itemMarkdown(item) {
   if (item.type === "function_call") {
     return `**Tool ${item.name}**\n\n${fence(asText(item.arguments), "json")}`;
   }
+  if (item.type === "mcp_call") return pairOf(item).map(itemMarkdown).join("\n\n");
   return item.type === "function_call_output" ? fence(asText(item.output), "text") : "";
 }
 

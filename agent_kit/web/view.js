@@ -322,7 +322,7 @@ const STATES = {
  */
 function toolParts(item, result) {
   if (item.type === "function_call" || item.type === "mcp_call") {
-    const output = result?.output ?? item.output ?? item.error ?? null;
+    const output = result?.output ?? item.output ?? item.error?.content ?? item.error ?? null;
     return {
       name: item.name ?? item.type,
       args: asText(item.arguments),
@@ -344,7 +344,8 @@ function toolParts(item, result) {
 function toolState(item, answer, result) {
   const isFailed = item.error || item.status === "failed" || result?.status === "incomplete";
   if (isFailed) return "failed";
-  const isAnswered = item.type === "function_call" ? result : item.status !== "in_progress";
+  const isOpen = ["in_progress", "incomplete"].includes(item.status);
+  const isAnswered = item.type === "function_call" ? result : !isOpen;
   if (isAnswered) return "done";
   return isRunning(answer) ? "running" : "unanswered";
 }
