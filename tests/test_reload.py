@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from fastcore.nbio import mk_cell, new_nb, write_nb
 
-from agent_kit.reload import ExportError, explain_error, export_notebooks, find_cell
+from agent_kit.export import ExportError, explain_error, export_notebooks, find_cell
 
 PATIENCE = 60
 PYPROJECT = """

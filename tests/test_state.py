@@ -506,6 +506,18 @@ def test_a_compacted_context_is_taken_as_input(url, client):
         ask(client, items)
 
 
+def test_what_is_compacted_twice_loses_nothing_more(client):
+    context = [{"role": "assistant", "content": f"{number} " * 100} for number in range(20)]
+    once = client.responses.compact(model="any", input=context)
+    items = [item.to_dict() for item in once.output]
+    twice = client.responses.compact(model="any", input=items)
+    assert once.usage.output_tokens > 1000
+    assert twice.usage.input_tokens == twice.usage.output_tokens == once.usage.output_tokens
+    assert [item.encrypted_content for item in twice.output] == [
+        item.encrypted_content for item in once.output
+    ]
+
+
 # Whose it is ----------------------------------------------------------------------------------
 
 
