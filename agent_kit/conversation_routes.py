@@ -42,7 +42,6 @@ from agent_kit.state_routes import (
 )
 
 # %% ../nbs/113_conversation_routes.ipynb #9eac5956
-_MOST_ITEMS = 20
 _METADATA = TypeAdapter(Metadata)
 
 
@@ -51,6 +50,9 @@ def _metadata(data: dict[str, Any]) -> dict[str, str]:
         return _METADATA.validate_python(data.get("metadata") or {}, strict=True)
     except ValidationError as error:
         raise as_request_error(error, "metadata") from None
+
+# %% ../nbs/113_conversation_routes.ipynb #5186f915
+_MOST_ITEMS = 20
 
 
 def _items(data: dict[str, Any], required: bool = False) -> list[dict[str, Any]]:
@@ -73,27 +75,27 @@ def _items(data: dict[str, Any], required: bool = False) -> list[dict[str, Any]]
         raise RequestError(message, param=where, code=error.code) from None
 
 # %% ../nbs/113_conversation_routes.ipynb #d776c69d
-def _list_of(items: list[dict[str, Any]], limit: int) -> dict[str, Any]:
-    return page_of([listed_item(item, item["id"]) for item in items], limit)
-
-
 def _add_conversations(connection: Any, new: list[tuple[StoredConversation, list]]) -> None:
     for conversation, items in new:
         add_conversation(connection, conversation, items)
+
+# %% ../nbs/113_conversation_routes.ipynb #f226b8b4
+def _update_conversations(connection: Any, changes: list[tuple[str, dict]]) -> None:
+    for conversation_id, details in changes:
+        update_conversation(connection, conversation_id, details)
 
 
 def _delete_items(connection: Any, found: list[tuple[str, str]]) -> list[bool]:
     return [delete_item(connection, *pair) for pair in found]
 
 
-def _update_conversations(connection: Any, changes: list[tuple[str, dict]]) -> None:
-    for conversation_id, details in changes:
-        update_conversation(connection, conversation_id, details)
-
-
 def _delete_conversations(connection: Any, identities: list[str]) -> None:
     for identity in identities:
         delete_conversation(connection, identity)
+
+# %% ../nbs/113_conversation_routes.ipynb #da26745c
+def _list_of(items: list[dict[str, Any]], limit: int) -> dict[str, Any]:
+    return page_of([listed_item(item, item["id"]) for item in items], limit)
 
 # %% ../nbs/113_conversation_routes.ipynb #ba6dfc8d
 class ConversationRoutes:

@@ -95,7 +95,7 @@ def _owner(trace_id: str, settings: Settings) -> str | None:
         raise TraceNotFoundError(f"MLflow has no trace {trace_id}") from None
     return info.trace_metadata.get("mlflow.trace.user")
 
-
+# %% ../nbs/114_feedback_routes.ipynb #2c378da8
 def _keep(trace_id: str, feedback: FeedbackRequest, user: str | None, settings: Settings) -> str:
     """Store the feedback and return the id of the assessment; blocks."""
     if user and _owner(trace_id, settings) != user:

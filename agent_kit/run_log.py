@@ -28,7 +28,6 @@ from .wire import dump_json
 
 # %% ../nbs/102_run_log.ipynb #c45378b6
 _TYPE = b'{"type":"'
-TERMINAL = ("response.completed", "response.failed", "response.incomplete")
 
 
 def line_type(line: bytes) -> str:
@@ -36,17 +35,20 @@ def line_type(line: bytes) -> str:
     start = len(_TYPE)
     return line[start : line.index(b'"', start)].decode() if line.startswith(_TYPE) else ""
 
+# %% ../nbs/102_run_log.ipynb #50aec81b
+TERMINAL = ("response.completed", "response.failed", "response.incomplete")
+
 
 def is_terminal(line: bytes) -> bool:
     """Whether an event, written as JSON, is the last one of its stream."""
     return line_type(line) in TERMINAL
 
-
+# %% ../nbs/102_run_log.ipynb #5ba9ff65
 def encode_line(line: bytes) -> bytes:
     """Return the frame of server-sent events for an event that is written as JSON."""
     return b"event: %b\ndata: %b\n\n" % (line_type(line).encode(), line)
 
-
+# %% ../nbs/102_run_log.ipynb #d3950279
 class LineSink(Protocol):
     """Where the stored events of a run are sent."""
 
@@ -66,17 +68,9 @@ class LineSink(Protocol):
 
 # %% ../nbs/102_run_log.ipynb #cfab2809
 _OPEN_AFTER_SECONDS = 0.05
-
-
 _MOST_WAITING = 2000
-
-
 _MOST_SHOWN = 2000
-
-
 _PATIENCE_SECONDS = 10
-
-
 _PAUSE_SECONDS = 0.25
 
 
