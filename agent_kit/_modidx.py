@@ -1731,6 +1731,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'agent_kit.sections._check_app_name': ('sections.html#_check_app_name', 'agent_kit/sections.py'),
                                     'agent_kit.sections._check_model': ('sections.html#_check_model', 'agent_kit/sections.py'),
                                     'agent_kit.sections._check_model_name': ('sections.html#_check_model_name', 'agent_kit/sections.py'),
+                                    'agent_kit.sections._check_store': ('sections.html#_check_store', 'agent_kit/sections.py'),
                                     'agent_kit.sections._check_workspace_path': ( 'sections.html#_check_workspace_path',
                                                                                   'agent_kit/sections.py'),
                                     'agent_kit.sections._locate_database': ('sections.html#_locate_database', 'agent_kit/sections.py'),

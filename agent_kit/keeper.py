@@ -106,7 +106,6 @@ class Keeper:
     def _try(self, step: Callable[[], None]) -> None:
         try:
             step()
-            self._complained = False
         except Exception as error:
             if not self._complained:
                 _logger.warning("The store cannot be kept in order: %s", error)
@@ -123,6 +122,7 @@ class Keeper:
             self._database.write_now(beat, worker)
             self._hub.registered = True
             self._see_to_the_dead()
+            self._complained = False
         if now >= self._next_forgetting:
             self._next_forgetting = now + _FORGET_SECONDS
             self.forget()

@@ -44,6 +44,12 @@ ProjectPath = Annotated[Path, AfterValidator(_locate_path)]
 # %% ../nbs/005_sections.ipynb #3e9cd166
 DatabaseUrl = Annotated[str, AfterValidator(_locate_database)]
 
+
+def _check_store(url: str) -> str:
+    if url == "none" or re.match(r"(sqlite|postgres(ql)?(\+psycopg)?)://", url):
+        return url
+    raise ValueError("expected sqlite:///file.db, postgresql://host/database or none")
+
 # %% ../nbs/005_sections.ipynb #94191ca1
 def _split_lines(value: object) -> object:
     if not isinstance(value, str):
@@ -247,7 +253,7 @@ class MlflowSettings(Section):
 class StoreSettings(Section):
     "`[store]`: where responses and conversations are kept, and for how long."
 
-    url: DatabaseUrl = Field(
+    url: Annotated[DatabaseUrl, AfterValidator(_check_store)] = Field(
         default="sqlite:///.agent_kit/store.db",
         min_length=1,
         repr=False,

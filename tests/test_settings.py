@@ -295,6 +295,12 @@ def test_settings_are_frozen(tmp_path: Path) -> None:
         settings.agent = settings.agent
 
 
+def test_a_store_that_is_no_database_is_refused_without_its_password(tmp_path: Path) -> None:
+    message = refused(tmp_path, AGENT_KIT_STORE_URL="mysql://kit:hunter22@db.example/kit")
+    assert "postgresql://host/database" in message
+    assert "hunter22" not in message
+
+
 def test_a_password_from_the_environment_is_never_shown(tmp_path: Path) -> None:
     url = "postgresql://kit:hunter22@db.example/kit"
     settings = load_settings(tmp_path, {"AGENT_KIT_STORE_URL": url})

@@ -22,6 +22,7 @@ from agent_kit.store_schema import (
     prepare_database,
     store_tables,
 )
+from agent_kit.stored_runs import RunHub
 
 
 def file_url(tmp_path, name="store.db") -> str:
@@ -150,3 +151,24 @@ def test_old_chains_are_forgotten_as_a_whole_and_too_large_ones_first(tmp_path):
             other.commit()
         Keeper(server.state.hub, StoreSettings(max_bytes=1), lambda run: None).forget()
         assert httpx2.get(f"{path}/{newest}").status_code == 404
+
+
+def test_a_store_that_cannot_be_reached_is_complained_about_once(tmp_path, caplog):
+    tried = threading.Semaphore(0)
+
+    class Unreachable(Database):
+        def write_now(self, function, *arguments):
+            tried.release()
+            raise StoreError("nobody answers")
+
+    database = Unreachable(f"sqlite:///{tmp_path}/store.db")
+    # With this lease, the keeper has nothing to do each second time.
+    keeper = Keeper(RunHub(database), StoreSettings(lease_seconds=6), lambda run: None)
+    keeper.start()
+    for _ in range(2):
+        assert tried.acquire(timeout=20)
+    keeper.stop()
+    database.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "The store cannot be kept in order: nobody answers"
+    ]
