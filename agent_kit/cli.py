@@ -16,6 +16,11 @@ from . import __version__
 from .context import redact
 
 # %% ../nbs/210_cli.ipynb #6bdf97e8
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in redact(str(error)).splitlines()]
+    return "; ".join(filter(None, lines)) or type(error).__name__
+
+# %% ../nbs/210_cli.ipynb #439088b2
 def _reported(command: Callable[[], int | None], debug: bool, failure: int = 1) -> int:
     try:
         return command() or 0
@@ -26,11 +31,6 @@ def _reported(command: Callable[[], int | None], debug: bool, failure: int = 1) 
             raise
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return failure
-
-
-def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in redact(str(error)).splitlines()]
-    return "; ".join(filter(None, lines)) or type(error).__name__
 
 # %% ../nbs/210_cli.ipynb #70393468
 def agent_server(argv: Sequence[str] | None = None) -> int:
@@ -93,7 +93,7 @@ def _load_scorers(target: str) -> Iterable[object]:
         raise ValueError(f"--scorers {target}: name a list of scorers as module:name")
     return found
 
-
+# %% ../nbs/210_cli.ipynb #d0f38992
 def _show_progress(done: int, total: int) -> None:
     if sys.stderr.isatty():
         end = "\n" if done == total else ""
@@ -140,6 +140,17 @@ def agent_evaluate(argv: Sequence[str] | None = None) -> int:
     return _reported(lambda: _run_evaluation(chosen), chosen.debug, failure=2)
 
 # %% ../nbs/210_cli.ipynb #1cff1624
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="agent-kit", description="Look after an agent project.")
+    parser.add_argument("--version", action="version", version=f"agent-kit {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("settings", help="print each setting and where it came from")
+    deploy = commands.add_parser("deploy", help="deploy the project as a Databricks app")
+    deploy.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    return parser
+
+# %% ../nbs/210_cli.ipynb #6c23b66f
 def _print_settings() -> None:
     from agent_kit.sections import settings_table
     from agent_kit.settings import get_settings
@@ -151,17 +162,6 @@ def _deploy(dry_run: bool) -> None:
     from agent_kit.deploy import deploy
 
     deploy(dry_run=dry_run)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="agent-kit", description="Look after an agent project.")
-    parser.add_argument("--version", action="version", version=f"agent-kit {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("settings", help="print each setting and where it came from")
-    deploy = commands.add_parser("deploy", help="deploy the project as a Databricks app")
-    deploy.add_argument("--dry-run", action="store_true", help="only say what would be done")
-    return parser
 
 # %% ../nbs/210_cli.ipynb #f14459d2
 def agent_kit(argv: Sequence[str] | None = None) -> int:
