@@ -51,6 +51,7 @@ def make_server(**environ: str) -> AgentServer:
             return
         if said == "call and wait":
             yield {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"}
+            yield {"type": "function_call_output", "call_id": "1", "output": "done"}
             yield "not done"
             await asyncio.sleep(60)
         if said == "raw":
@@ -357,10 +358,10 @@ def test_a_response_under_way_shows_the_items_that_are_done(client):
         assert time.monotonic() < deadline, "no item was shown"
         time.sleep(0.02)
     assert found.status == "in_progress"
-    assert [item.type for item in found.output] == ["function_call"]
+    assert [item.type for item in found.output] == ["mcp_call"]
     cancelled = client.responses.cancel(created.id)
     assert cancelled.output[0] == found.output[0]
-    assert [item.type for item in cancelled.output] == ["function_call", "message"]
+    assert [item.type for item in cancelled.output] == ["mcp_call", "message"]
 
 
 @on_both
