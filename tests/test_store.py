@@ -162,10 +162,10 @@ def test_a_store_that_cannot_be_reached_is_complained_about_once(tmp_path, caplo
             raise StoreError("nobody answers")
 
     database = Unreachable(f"sqlite:///{tmp_path}/store.db")
-    # With this lease, the keeper has nothing to do each second time.
+    # With this lease, the keeper has nothing to do every other time.
     keeper = Keeper(RunHub(database), StoreSettings(lease_seconds=6), lambda run: None)
     keeper.start()
-    for _ in range(2):
+    for _ in range(4):
         assert tried.acquire(timeout=20)
     keeper.stop()
     database.close()
