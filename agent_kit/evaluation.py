@@ -189,7 +189,7 @@ def save_evaluation(evaluation: Evaluation, path: str | os.PathLike[str]) -> Pat
         raise EvaluationError(f"{path} cannot be written: {error.strerror}") from error
     return path
 
-
+# %% ../nbs/188_evaluation.ipynb #158d5095
 def read_evaluation(path: str | os.PathLike[str]) -> Evaluation:
     """Read the evaluation in a JSON file.
 

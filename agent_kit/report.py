@@ -19,7 +19,7 @@ def format_value(value: float, is_rate: bool) -> str:
     """Return a rate as a percentage, and any other number with three digits."""
     return f"{100 * value:.3g} %" if is_rate else f"{value:.3g}"
 
-
+# %% ../nbs/186_report.ipynb #319a96e9
 def _interval(measure: Measure) -> str:
     estimate = measure.estimate
     if estimate is None or math.isnan(estimate.low):
@@ -27,7 +27,7 @@ def _interval(measure: Measure) -> str:
     low, high = (format_value(each, measure.is_rate) for each in (estimate.low, estimate.high))
     return f"{low} to {high}"
 
-
+# %% ../nbs/186_report.ipynb #ca1ac5c3
 def _score_text(score: Score) -> str:
     if score.error is not None:
         return "broken"
@@ -42,7 +42,7 @@ def _cell(text: str) -> str:
     escaped = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
     return escaped.replace("<", "&lt;").replace("`", "\\`")
 
-
+# %% ../nbs/186_report.ipynb #d95d83dd
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table of texts as Markdown with aligned columns."""
     lines = [list(head), *([_cell(cell) for cell in row] for row in rows)]
@@ -54,6 +54,15 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in padded)
 
 # %% ../nbs/186_report.ipynb #ef350ed1
+def _change(measure: Measure) -> str:
+    parts = [str(measure.change)] if measure.change else []
+    if measure.repeated:
+        count, some, every = measure.repeated
+        shown = [format_value(each, True) for each in (some, every)]
+        parts.append(f"one of {count} attempts: {shown[0]}, all {count}: {shown[1]}")
+    return "; ".join(parts) or "-"
+
+
 def measures_table(measures: Iterable[Measure]) -> str:
     """Return what each scorer found, a line each, as Markdown."""
     lines = []
@@ -65,15 +74,6 @@ def measures_table(measures: Iterable[Measure]) -> str:
         lines.append([each.name, value, _interval(each), cases, broken, _change(each)])
     head = ["scorer", "value", "95 % interval", "cases", "broken", "since the baseline"]
     return markdown_table(head, lines)
-
-
-def _change(measure: Measure) -> str:
-    parts = [str(measure.change)] if measure.change else []
-    if measure.repeated:
-        count, some, every = measure.repeated
-        shown = [format_value(each, True) for each in (some, every)]
-        parts.append(f"one of {count} attempts: {shown[0]}, all {count}: {shown[1]}")
-    return "; ".join(parts) or "-"
 
 # %% ../nbs/186_report.ipynb #04a8bc68
 _ROWS_SHOWN = 50
@@ -145,7 +145,7 @@ def _html_row(cells: Iterable[str], kind: str = "td", style: str = "") -> str:
     inner = "".join(f"<{kind}>{cell}</{kind}>" for cell in cells)
     return f'<tr class="{style}">{inner}</tr>' if style else f"<tr>{inner}</tr>"
 
-
+# %% ../nbs/186_report.ipynb #27ebc33a
 def _measures_html(measures: Iterable[Measure]) -> str:
     head = ("scorer", "value", "0 to 100 %", "95 % interval", "cases", "since the baseline")
     lines = [_html_row(head, "th")]
@@ -167,7 +167,7 @@ def _text_html(text: str) -> str:
     shown = text if len(text) <= _ANSWER_SHOWN else text[:_ANSWER_SHOWN] + " …"
     return f"<pre>{html.escape(shown)}</pre>"
 
-
+# %% ../nbs/186_report.ipynb #86635f57
 def _rows_html(rows: Sequence[Row], names: Sequence[str]) -> str:
     """Return all rows, those that failed first, in at most two hundred lines."""
     ordered = sorted(rows, key=lambda row: not row.failures)
