@@ -38,7 +38,7 @@ def _scope(request: httpx2.Request) -> dict[str, Any]:
 # %% ../nbs/130_client.ipynb #ed97373f
 _GRACE_SECONDS = 0.5
 
-
+# %% ../nbs/130_client.ipynb #a1c2058b
 class _Exchange(httpx2.AsyncByteStream):
     """One request under way: the application's task and the pieces of its answer."""
 
@@ -87,10 +87,10 @@ class _Exchange(httpx2.AsyncByteStream):
         with suppress(asyncio.CancelledError, Exception):
             await self._task
 
-# %% ../nbs/130_client.ipynb #f7f4d6c7
+# %% ../nbs/130_client.ipynb #855e8674
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
 
-
+# %% ../nbs/130_client.ipynb #f7f4d6c7
 class InProcessTransport(httpx2.AsyncBaseTransport):
     """A transport that hands requests to an ASGI application in this process, and streams.
 
