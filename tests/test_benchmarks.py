@@ -4,16 +4,17 @@ import re
 import subprocess
 import sys
 
-from support import PROJECT
+from support import PROJECT, unmeasured
 
 
 def run_driver(name: str, *options: str) -> list[str]:
     """Run a driver and return the lines that it prints."""
     run = subprocess.run(
         [sys.executable, PROJECT / "benchmarks" / name, *options],
+        env=unmeasured(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=270,
     )
     assert run.returncode == 0, run.stderr
     return run.stdout.splitlines()

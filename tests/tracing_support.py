@@ -70,7 +70,7 @@ def run_script(
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=270,
     )
 
 
