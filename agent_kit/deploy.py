@@ -163,7 +163,7 @@ def _find_experiment(client: "WorkspaceClient", settings: Settings) -> str:
         raise DeployError(f"[mlflow] experiment {name} is deleted; restore it or name another")
     return str(experiment.experiment_id)
 
-
+# %% ../nbs/200_deploy.ipynb #5e9b8b70
 def _wanted_resources(
     client: "WorkspaceClient", settings: Settings, plan: DeployPlan, present: set[str]
 ) -> list["AppResource"]:
@@ -244,7 +244,7 @@ def _read_uploaded(client: "WorkspaceClient", folder: str) -> set[str]:
     except NotFound:
         return set()
 
-
+# %% ../nbs/200_deploy.ipynb #02cacab6
 def upload_source(client: "WorkspaceClient", folder: str, source: Mapping[str, bytes]) -> None:
     """Make the workspace folder hold `source`, and remove what an earlier upload left there.
 
@@ -300,7 +300,7 @@ def check_login(status: int, location: str | None) -> None:
             "the token from `databricks auth token --host <workspace>`."
         )
 
-
+# %% ../nbs/200_deploy.ipynb #844cd1f8
 def ask_app(
     url: str, headers: Mapping[str, str], path: str = "/api/agent/info", body: object = None
 ) -> Any:
@@ -346,7 +346,7 @@ def _report_answer(client: "WorkspaceClient", url: str, report: Callable[[str], 
         # The deployment has succeeded; only this question has not.
         report(f"Not checked: {error}")
 
-
+# %% ../nbs/200_deploy.ipynb #1b280f17
 def deploy(
     settings: Settings | None = None,
     *,
