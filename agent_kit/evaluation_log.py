@@ -83,7 +83,7 @@ def _log_inputs(client: "MlflowClient", run_id: str, evaluation: Evaluation) -> 
     models = [LoggedModelInput(model_id)] if model_id else None
     client.log_inputs(run_id, datasets if digest else None, models)
 
-
+# %% ../nbs/189_evaluation_log.ipynb #5a0c982f
 _LINKED_AT_ONCE = 100
 
 
@@ -92,7 +92,7 @@ def _link_traces(client: "MlflowClient", run_id: str, evaluation: Evaluation) ->
     for start in range(0, len(ids), _LINKED_AT_ONCE):
         client.link_traces_to_run(ids[start : start + _LINKED_AT_ONCE], run_id)
 
-
+# %% ../nbs/189_evaluation_log.ipynb #484fc023
 def _annotate_traces(settings: Settings, run_id: str, evaluation: Evaluation) -> None:
     """Put each row's tags, scores and expectations on the trace of its last turn."""
     from mlflow.tracing.client import TracingClient
@@ -110,35 +110,6 @@ def _annotate_traces(settings: Settings, run_id: str, evaluation: Evaluation) ->
     with ThreadPoolExecutor(4, thread_name_prefix="evaluation") as pool:
         list(pool.map(annotate, [row for row in evaluation.rows if row.answer.trace_ids]))
 
-# %% ../nbs/189_evaluation_log.ipynb #23edba14
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-_RUN_TYPE = {"mlflow.runType": "genai_evaluate"}
-_FILE = "evaluation.json"
-
-
-@contextmanager
-def _little_patience() -> Iterator[None]:
-    added = {name: value for name, value in _PATIENCE.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Turn what goes wrong with MLflow into an `EvaluationError` of one line."""
-    try:
-        with _little_patience():
-            yield
-    except EvaluationError:
-        raise
-    except Exception as error:
-        what = " ".join(f"{type(error).__name__}: {redact(str(error))}".split())[:300]
-        raise EvaluationError(f"MLflow cannot be used: {what}") from error
-
 # %% ../nbs/189_evaluation_log.ipynb #edea24df
 def _table(evaluation: Evaluation) -> dict[str, Any]:
     """Return the rows as columns, for the table that MLflow shows among the artifacts."""
@@ -153,6 +124,37 @@ def _table(evaluation: Evaluation) -> dict[str, Any]:
     for name in evaluation.scorers:
         columns[name] = [row.score(name).value for row in rows]
     return redact(columns)
+
+# %% ../nbs/189_evaluation_log.ipynb #23edba14
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+
+
+@contextmanager
+def _little_patience() -> Iterator[None]:
+    added = {name: value for name, value in _PATIENCE.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+# %% ../nbs/189_evaluation_log.ipynb #dbb614ac
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what goes wrong with MLflow into an `EvaluationError` of one line."""
+    try:
+        with _little_patience():
+            yield
+    except EvaluationError:
+        raise
+    except Exception as error:
+        what = " ".join(f"{type(error).__name__}: {redact(str(error))}".split())[:300]
+        raise EvaluationError(f"MLflow cannot be used: {what}") from error
+
+# %% ../nbs/189_evaluation_log.ipynb #dd398376
+_RUN_TYPE = {"mlflow.runType": "genai_evaluate"}
+_FILE = "evaluation.json"
 
 # %% ../nbs/189_evaluation_log.ipynb #49bb46e0
 class EvaluationLog:
