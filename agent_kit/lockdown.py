@@ -115,7 +115,16 @@ class _Loader:
     def get_source(self, name: str) -> str:
         return self.source
 
+# %% ../nbs/066_lockdown.ipynb #7760e331
+def _show(error: BaseException) -> None:
+    """Print the traceback without the line above that ran the program."""
+    import traceback
 
+    if error.__traceback__:
+        error.__traceback__ = error.__traceback__.tb_next
+    traceback.print_exception(error)
+
+# %% ../nbs/066_lockdown.ipynb #d3fbe811
 def run(source: str) -> int:
     """Execute the program as `__main__`; return its exit code, 1 after a printed traceback."""
     source = decode(source)
@@ -133,15 +142,6 @@ def run(source: str) -> int:
         return 1
     return 0
 
-
-def _show(error: BaseException) -> None:
-    """Print the traceback without the line above that ran the program."""
-    import traceback
-
-    if error.__traceback__:
-        error.__traceback__ = error.__traceback__.tb_next
-    traceback.print_exception(error)
-
 # %% ../nbs/066_lockdown.ipynb #2ab326b7
 def _end_standard_input() -> None:
     """Put the end of an empty pipe in its place; a null device is not to be found everywhere."""
@@ -150,7 +150,7 @@ def _end_standard_input() -> None:
     os.close(reading)
     os.close(writing)
 
-
+# %% ../nbs/066_lockdown.ipynb #e58616f5
 def lock_and_run(policy: dict, source: str) -> int:
     """Lock this process as `policy` says, then run `source`; return its exit code.
 

@@ -58,7 +58,7 @@ class _Condition(NamedTuple):
     mask: int = 0xFFFF_FFFF
     high: bool = False
 
-
+# %% ../nbs/064_seccomp.ipynb #1181f94a
 def _is_zero(argument: int) -> tuple[_Condition, _Condition]:
     """The whole argument is 0: for a pointer, that none is given."""
     return _Condition(argument, (0,)), _Condition(argument, (0,), high=True)
@@ -94,7 +94,7 @@ _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # offsets in the kernel's struct 
 def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
     return struct.pack("=HBBI", code, if_true, if_false, value)
 
-
+# %% ../nbs/064_seccomp.ipynb #14cd7374
 def _condition(condition: _Condition) -> Iterator[bytes]:
     """Go on after these instructions when the condition holds, refuse the call otherwise."""
     yield _instruction(_LOAD, _ARGUMENTS + 8 * condition.argument + 4 * condition.high)
