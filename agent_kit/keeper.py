@@ -9,7 +9,7 @@ __all__ = ['Watch', 'Keeper']
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from .conversation_store import forget_conversations
@@ -25,6 +25,7 @@ from agent_kit.store import (
     runs_of,
     used_bytes,
 )
+from .store_schema import StoreError
 from .stored_runs import RunHub
 
 # %% ../nbs/105_keeper.ipynb #ac04132a
@@ -60,6 +61,20 @@ class Watch:
             if name not in self._seen or self._seen[name].beats != count:
                 self._seen[name] = _Seen(count, now)
         return [name for name, seen in self._seen.items() if now - seen.at > self._lease]
+
+# %% ../nbs/105_keeper.ipynb #7c1de2aa
+def _adopt_each(runs: Iterable[StoredRun], adopt: Callable[[StoredRun], None]) -> None:
+    """Adopt every run, also after one that cannot be; raise the first error at the end."""
+    errors: list[Exception] = []
+    for run in runs:
+        try:
+            adopt(run)
+        except StoreError:
+            raise
+        except Exception as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 # %% ../nbs/105_keeper.ipynb #30f92db7
 class Keeper:
@@ -129,18 +144,16 @@ class Keeper:
 
     def _see_to_the_dead(self) -> None:
         found = self._database.read_now(beats)
-        for worker in self._watch.dead(found):
-            if worker == self._hub.worker:
-                continue
-            for run in self._database.read_now(runs_of, worker):
-                self._adopt(run)
+        dead = [worker for worker in self._watch.dead(found) if worker != self._hub.worker]
+        left = [run for worker in dead for run in self._database.read_now(runs_of, worker)]
+        left += self._database.read_now(orphaned_runs)
+        # Runs of this worker whose end could not be stored at the time.
+        own = self._database.read_now(runs_of, self._hub.worker)
+        kept = self._hub.live.keys() | self._hub.adopted
+        left += [run for run in own if run.response_id not in kept]
+        _adopt_each(left, self._adopt)
+        for worker in dead:
             self._database.write_now(remove_worker, worker)
-        for run in self._database.read_now(orphaned_runs):
-            self._adopt(run)
-        # A run of this worker whose end could not be stored at the time.
-        for run in self._database.read_now(runs_of, self._hub.worker):
-            if run.response_id not in self._hub.live.keys() | self._hub.adopted:
-                self._adopt(run)
 
     def forget(self) -> None:
         """Delete what is older than the settings say, then the oldest while there is too much."""
