@@ -274,7 +274,8 @@ async def _run_call(
             step.set_outputs(result.text)
             if result.failed:
                 step.fail(result.text)
-    return {"type": "function_call_output", "call_id": call["call_id"], "output": result.text}
+    output = {"type": "function_call_output", "call_id": call["call_id"], "output": result.text}
+    return {**output, "status": "incomplete"} if result.failed else output
 
 # %% ../nbs/078_loop.ipynb #98f5b3e8
 async def _run_calls(

@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import pytest
+from openai import AsyncOpenAI, AsyncStream
+from openai.types.responses import Response, ResponseStreamEvent
 from stream_checker import check_stream
 
 from agent_kit.loop import run_agent
@@ -65,12 +67,19 @@ def serve(model: ScriptedModel, **options: Any) -> AgentServer:
     return server
 
 
+def at_invocations(client: AsyncOpenAI) -> AsyncOpenAI:
+    """The same client where calls and their outputs are items of their own, as the loop says."""
+    return client.with_options(base_url=client.base_url.copy_with(path="/"))
+
+
 def ask(server: AgentServer, **body: Any) -> dict[str, Any]:
     """Return the Response to a plain request."""
 
     async def create() -> dict[str, Any]:
         async with server.client() as client:
-            response = await client.responses.create(**{"input": "Hello", **body})
+            response = await at_invocations(client).post(
+                "/invocations", cast_to=Response, body={"input": "Hello", **body}
+            )
             return response.model_dump(exclude_unset=True)
 
     return asyncio.run(create())
@@ -81,7 +90,13 @@ def stream(server: AgentServer, **body: Any) -> list[dict[str, Any]]:
 
     async def read() -> list[dict[str, Any]]:
         async with server.client() as client:
-            events = await client.responses.create(**{"input": "Hello", **body}, stream=True)
+            events = await at_invocations(client).post(
+                "/invocations",
+                cast_to=Response,
+                body={"input": "Hello", **body, "stream": True},
+                stream=True,
+                stream_cls=AsyncStream[ResponseStreamEvent],
+            )
             return [event.model_dump(exclude_unset=True) async for event in events]
 
     events = asyncio.run(read())
@@ -226,6 +241,15 @@ def test_calls_of_one_turn_run_side_by_side_and_answer_in_order():
     outputs = [item for item in response["output"] if item["type"] == "function_call_output"]
     assert [item["output"] for item in outputs] == ["met 0", "met 1", "met 2"]
     assert [item["call_id"] for item in outputs] == ["call_0", "call_1", "call_2"]
+
+
+def test_a_call_that_fails_is_told_apart_from_one_that_is_done():
+    calls = [sum_of(1, 2, "call_1"), function_call("add", {"first": "one"}, "call_2")]
+    response = ask(serve(ScriptedModel([calls, "Only one."])))
+    done, failed = [item for item in response["output"] if "output" in item]
+    assert (done["status"], done["output"]) == ("completed", "3")
+    assert failed["status"] == "incomplete"
+    assert "second" in failed["output"]
 
 
 def test_without_parallel_tool_calls_they_run_one_after_the_other():
@@ -540,7 +564,8 @@ def test_what_the_caller_asks_for_reaches_the_model():
         serve(model, instructions="Be kind."),
         **given,
         instructions="Be brief.",
-        extra_body={"stop": ["\n"], "seed": 7},
+        stop=["\n"],
+        seed=7,
     )
     asked = model.requests[0]
     assert asked.instructions == "Be kind.\n\nBe brief."
