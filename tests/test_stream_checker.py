@@ -34,7 +34,13 @@ CHUNKS: list[Any] = [
     {"type": "function_call", "name": "multiply", "call_id": "call_2", "arguments": "{}"},
     {"content": PARTS},
     {"type": "custom_tool_call", "call_id": "call_3", "name": "f", "input": "x"},
-    {"type": "mcp_call", "server_label": "s", "name": "f", "arguments": "{}", "output": "391"},
+    {
+        "type": "mcp_call",
+        "server_label": "agent_kit",
+        "name": "f",
+        "arguments": "{}",
+        "output": "391",
+    },
 ]
 
 
