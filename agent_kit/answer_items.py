@@ -32,7 +32,8 @@ EMPTY_ITEMS: dict[str, dict[str, Any]] = {
     "mcp_list_tools": {"tools": []},
 }
 PART_LISTS = {"message": ("content",), "reasoning": ("summary", "content")}
-_NEVER_IN_PROGRESS = ("program_output", "apply_patch_call_output")
+
+# %% ../nbs/027_answer_items.ipynb #b4f98f75
 PROGRESS_ITEMS = (
     "mcp_call",
     "mcp_list_tools",
@@ -55,6 +56,9 @@ class Source(NamedTuple):
 
     id: str | None = None
     position: int | None = None
+
+# %% ../nbs/027_answer_items.ipynb #e4c5b262
+_NEVER_IN_PROGRESS = ("program_output", "apply_patch_call_output")
 
 
 def _beginning(item: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,9 +141,6 @@ def _agree(item: AnswerItem, given: Mapping[str, Any]) -> None:
         text_kind = KIND_OF_ITEM[kind]
         item.complete(item.text_at(text_kind, 0), given.get(text_kind.field), {})
 
-# %% ../nbs/027_answer_items.ipynb #46039e3f
-NO_IDS = (None, "", "__fake_id__")  # the last is what the Agents SDK calls every item
-
 # %% ../nbs/027_answer_items.ipynb #389221c3
 class _Calls:
     def __init__(self) -> None:
@@ -160,6 +161,9 @@ class _Calls:
         own = new_id("call") if calls else call_id
         calls[own] = kind == "mcp_call"
         return {"call_id": own}
+
+# %% ../nbs/027_answer_items.ipynb #e51d0c27
+NO_IDS = (None, "", "__fake_id__")  # the last is what the Agents SDK calls every item
 
 # %% ../nbs/027_answer_items.ipynb #6f7def5a
 class AnswerItems:

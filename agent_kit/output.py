@@ -23,6 +23,11 @@ from .wire import dump_json, json_type
 _all_ = ["AgentOutputError", "described", "plain"]
 
 # %% ../nbs/025_output.ipynb #c7febcc5
+def new_id(prefix: str) -> str:
+    """Return a fresh id such as `resp_5f…`, with 128 random bits."""
+    return f"{prefix}_{secrets.token_hex(16)}"
+
+# %% ../nbs/025_output.ipynb #bd1db466
 _PREFIXES = {
     "message": "msg",
     "function_call": "fc",
@@ -43,12 +48,7 @@ _PREFIXES = {
     "compaction": "cmp",
 }
 
-
-def new_id(prefix: str) -> str:
-    """Return a fresh id such as `resp_5f…`, with 128 random bits."""
-    return f"{prefix}_{secrets.token_hex(16)}"
-
-
+# %% ../nbs/025_output.ipynb #129da755
 def new_item_id(kind: str) -> str:
     """Return a fresh id for an item of type `kind`."""
     return new_id(_PREFIXES.get(kind, "item"))
@@ -95,7 +95,7 @@ def _complete_call(item: dict[str, Any]) -> None:
     if item["type"] == "function_call" and not item.get("call_id"):
         item["call_id"] = new_id("call")
 
-
+# %% ../nbs/025_output.ipynb #1a3b3eb4
 def _complete_output(item: dict[str, Any]) -> None:
     item["output"] = complete_tool_output(item.get("output"))
 
@@ -169,7 +169,7 @@ def status_of(kind: str, *, complete: bool = True) -> str | None:
         return None
     return "completed" if complete else _UNFINISHED.get(kind, "incomplete")
 
-
+# %% ../nbs/025_output.ipynb #356b2d5b
 def _final_status(item: Mapping[str, Any]) -> str | None:
     kind, given = item["type"], item.get("status")
     if given == "failed" and kind in _MAY_FAIL:
@@ -179,6 +179,11 @@ def _final_status(item: Mapping[str, Any]) -> str | None:
     return status_of(kind, complete=given not in ("failed", "incomplete", "cancelled"))
 
 # %% ../nbs/025_output.ipynb #0ad7ff64
+def _expected(kinds: Any) -> str:
+    names = kinds if isinstance(kinds, tuple) else (kinds,)
+    return " or ".join(json_type(kind()) for kind in names)
+
+
 def _check_item(item: dict[str, Any]) -> None:
     for name, kinds in ITEM_FIELDS[item["type"]].items():
         if not isinstance(item.get(name), kinds):
@@ -187,12 +192,7 @@ def _check_item(item: dict[str, Any]) -> None:
                 f"got {json_type(item.get(name))} in {described(item)}"
             )
 
-
-def _expected(kinds: Any) -> str:
-    names = kinds if isinstance(kinds, tuple) else (kinds,)
-    return " or ".join(json_type(kind()) for kind in names)
-
-
+# %% ../nbs/025_output.ipynb #10ff81a0
 def complete_item(item: Mapping[str, Any]) -> dict[str, Any]:
     """Return an output item with every field the protocol asks for; `item` stays as it was.
 
@@ -225,12 +225,12 @@ def _count(usage: Mapping[str, Any], *names: str) -> int:
         raise AgentOutputError(f"a token count is a number from 0; got {described(usage)}")
     return int(found)
 
-
+# %% ../nbs/025_output.ipynb #a1a0c730
 def _details(usage: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
     found = next((usage[name] for name in names if isinstance(usage.get(name), dict)), {})
     return {name: count for name, count in found.items() if count is not None}
 
-
+# %% ../nbs/025_output.ipynb #f4ca6dd8
 def complete_usage(usage: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return token counts with every detail of the Responses API; unknown counts are 0.
 
@@ -263,42 +263,16 @@ def add_usage(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, 
     }
 
 # %% ../nbs/025_output.ipynb #ee3b9598
-DEFAULT_MODEL = "agent-kit"
-
-
 def _echoed_tool(tool: dict[str, Any]) -> dict[str, Any]:
     if tool["type"] != "function":
         return tool
     return {"description": None, "parameters": None, "strict": None, **tool}
 
-
+# %% ../nbs/025_output.ipynb #cdb418fb
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-def new_response(request: ResponsesRequest, response_id: str | None = None) -> dict[str, Any]:
-    """Build the Response of a request at its beginning: in progress, with no output.
-
-    Holds every field of https://platform.openai.com/docs/api-reference/responses/object.
-    """
-    conversation = request.conversation
-    return {
-        "id": response_id or new_id("resp"),
-        "object": "response",
-        "created_at": int(time.time()),
-        "completed_at": None,
-        "status": "in_progress",
-        "model": request.model or DEFAULT_MODEL,
-        "output": [],
-        "usage": None,
-        "error": None,
-        "incomplete_details": None,
-        "conversation": {"id": conversation} if isinstance(conversation, str) else conversation,
-        "metadata": request.metadata or {},
-        **_echo(request),
-    }
-
-# %% ../nbs/025_output.ipynb #532041f8
 def _echo(request: ResponsesRequest) -> dict[str, Any]:
     return {
         "instructions": request.instructions,
@@ -326,4 +300,30 @@ def _echo(request: ResponsesRequest) -> dict[str, Any]:
         "prompt_cache_retention": request.prompt_cache_retention,
         "safety_identifier": request.safety_identifier,
         "user": request.user,
+    }
+
+# %% ../nbs/025_output.ipynb #b73b475b
+DEFAULT_MODEL = "agent-kit"
+
+
+def new_response(request: ResponsesRequest, response_id: str | None = None) -> dict[str, Any]:
+    """Build the Response of a request at its beginning: in progress, with no output.
+
+    Holds every field of https://platform.openai.com/docs/api-reference/responses/object.
+    """
+    conversation = request.conversation
+    return {
+        "id": response_id or new_id("resp"),
+        "object": "response",
+        "created_at": int(time.time()),
+        "completed_at": None,
+        "status": "in_progress",
+        "model": request.model or DEFAULT_MODEL,
+        "output": [],
+        "usage": None,
+        "error": None,
+        "incomplete_details": None,
+        "conversation": {"id": conversation} if isinstance(conversation, str) else conversation,
+        "metadata": request.metadata or {},
+        **_echo(request),
     }

@@ -15,7 +15,7 @@ from .wire import dump_json
 class AgentOutputError(TypeError):
     """An agent handed back something that cannot be understood; the message says what to do."""
 
-
+# %% ../nbs/022_parts.ipynb #fa8d34a7
 def described(value: object) -> str:
     """Describe a value for an error message, short enough for a log line."""
     return f"{type(value).__name__} {value!r:.120}"
@@ -88,7 +88,7 @@ def _probability(token: Any) -> dict[str, Any]:
         known = list(token["token"].encode(errors="replace"))
     return {**token, "logprob": float(token["logprob"]), "bytes": known}
 
-
+# %% ../nbs/022_parts.ipynb #677ba32b
 def complete_logprobs(logprobs: object) -> list[dict[str, Any]]:
     """Return the log probabilities of tokens with every field; None means that there are none.
 
@@ -168,7 +168,7 @@ def _is_input_part(part: Any) -> bool:
     names = _INPUT_PARTS.get(kind, ()) if isinstance(kind, str) else ()
     return any(isinstance(part.get(name), str) for name in names)
 
-
+# %% ../nbs/022_parts.ipynb #c5a4d556
 def complete_tool_output(output: Any) -> str | list[dict[str, Any]]:
     """Return what a tool returned as text, or as parts that a model can read."""
     if output is None:

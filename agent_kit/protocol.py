@@ -66,7 +66,7 @@ class AgentContext(BaseModel):
     conversation_id: str | None = None
     user_id: str | None = None
 
-
+# %% ../nbs/020_protocol.ipynb #79fee02f
 class RequestBase(BaseModel):
     """What the requests of all three task types have."""
 
@@ -90,19 +90,7 @@ def _check_conversation(value: object) -> str | dict[str, Any]:
         raise wrong_type("conversation", (str, dict), value)
     return value  # type: ignore[return-value]
 
-
-Include: TypeAlias = Literal[
-    "file_search_call.results",
-    "web_search_call.results",
-    "web_search_call.action.sources",
-    "message.input_image.image_url",
-    "computer_call_output.output.image_url",
-    "code_interpreter_call.outputs",
-    "reasoning.encrypted_content",
-    "message.output_text.logprobs",
-]
-
-
+# %% ../nbs/020_protocol.ipynb #046cd0fc
 def _check_reasoning(value: object) -> dict[str, Any]:
     if type(value) is not dict:
         raise wrong_type("reasoning", dict, value)
@@ -114,6 +102,18 @@ def _check_reasoning(value: object) -> dict[str, Any]:
             raise wrong_value(f"reasoning.{name}", value[name], ("auto", "concise", "detailed"))
     return value
 
+# %% ../nbs/020_protocol.ipynb #f4d89080
+Include: TypeAlias = Literal[
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "message.input_image.image_url",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+    "reasoning.encrypted_content",
+    "message.output_text.logprobs",
+]
+
 # %% ../nbs/020_protocol.ipynb #33dc0c1e
 def _check_stop(value: object) -> list[str]:
     stops = [value] if isinstance(value, str) else value
@@ -121,7 +121,7 @@ def _check_stop(value: object) -> list[str]:
         raise wrong_type("stop", (str, list), value)
     return stops
 
-
+# %% ../nbs/020_protocol.ipynb #26ed135e
 Items: TypeAlias = Annotated[
     list[dict[str, Any]],
     PlainValidator(check_input, json_schema_input_type=str | list[dict[str, Any]]),
@@ -204,7 +204,7 @@ def _exclude(first: str, second: str, why: str) -> RequestError:
         code="invalid_value",
     )
 
-
+# %% ../nbs/020_protocol.ipynb #92450d83
 def _check_responses(request: ResponsesRequest) -> None:
     continues = request.previous_response_id or request.conversation
     if request.previous_response_id and request.conversation:
@@ -231,11 +231,13 @@ ChatTools: TypeAlias = Annotated[
     list[dict[str, Any]],
     PlainValidator(check_chat_tools, json_schema_input_type=list[dict[str, Any]]),
 ]
+
+
 ResponseFormat: TypeAlias = Annotated[
     dict[str, Any], PlainValidator(check_response_format, json_schema_input_type=dict[str, Any])
 ]
 
-
+# %% ../nbs/020_protocol.ipynb #1fbcb096
 def flat_tool(tool: Any) -> Any:
     """Return a tool, or a choice of one, of chat completions in the form of the Responses API."""
     if not isinstance(tool, dict):
@@ -252,7 +254,7 @@ def flat_tool_choice(value: Any) -> Any:
         return {**choice, "tools": [flat_tool(tool) for tool in choice["tools"]]}
     return choice
 
-
+# %% ../nbs/020_protocol.ipynb #ef32026b
 def _check_chat_choice(value: object) -> str | dict[str, Any]:
     check_tool_choice(flat_tool_choice(value))
     return value  # type: ignore[return-value]
@@ -323,7 +325,7 @@ class ChatAgentRequest(RequestBase):
 
     messages: AgentMessages
 
-
+# %% ../nbs/020_protocol.ipynb #86d7b2e6
 Request: TypeAlias = ResponsesRequest | ChatRequest | ChatAgentRequest
 REQUESTS: dict[str, type[Request]] = {
     "agent/v1/responses": ResponsesRequest,
@@ -349,7 +351,7 @@ def _path(location: tuple[int | str, ...]) -> str:
     steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in location)
     return "".join(steps).removeprefix(".").removesuffix(".[key]")
 
-
+# %% ../nbs/020_protocol.ipynb #fd691b7d
 def as_request_error(error: ValidationError, *place: str) -> RequestError:
     """Return the first complaint of pydantic as an error that names the field.
 
@@ -377,7 +379,7 @@ def _log_unknown(request: Request) -> None:
             _unknown_seen.add(name)
             _log.info("ignoring the unknown request parameter %.80r", name)
 
-
+# %% ../nbs/020_protocol.ipynb #4761e84f
 def parse_request(task: str, data: dict[str, Any]) -> Request:
     """Turn the body of a request into the request class of a task type.
 

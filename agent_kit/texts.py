@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEXT_KINDS', 'OUTPUT_TEXT', 'KIND_OF_PART', 'KIND_OF_ITEM', 'INDEX_NAME', 'Outbox', 'TextKind', 'GrowingText',
-           'GrowingTexts', 'too_late', 'rest_of']
+           'rest_of', 'too_late', 'GrowingTexts']
 
 # %% ../nbs/026_texts.ipynb #1d88249a
 from collections.abc import Mapping
@@ -58,6 +58,8 @@ TEXT_KINDS = (
     TextKind("response.custom_tool_call_input", "custom_tool_call", "input"),
     TextKind("response.code_interpreter_call_code", "code_interpreter_call", "code"),
 )
+
+# %% ../nbs/026_texts.ipynb #acaf8a39
 OUTPUT_TEXT = TEXT_KINDS[0]
 KIND_OF_PART = {kind.part: kind for kind in TEXT_KINDS if kind.part}
 KIND_OF_ITEM = {kind.item: kind for kind in TEXT_KINDS if not kind.part}
@@ -93,6 +95,27 @@ class GrowingText:
         return part
 
 # %% ../nbs/026_texts.ipynb #01154055
+def rest_of(text: GrowingText, whole: str) -> str:
+    """Return what `whole` says beyond the deltas."""
+    whole, so_far = clean_text(whole), text.value
+    if whole.startswith(so_far):
+        return whole[len(so_far) :]
+    if whole.strip() == so_far.strip():
+        return ""
+    raise AgentOutputError(
+        f"{text.kind.name}: the text at the end differs from the sum of its deltas: "
+        f"{described(whole)} after {described(so_far)}"
+    )
+
+# %% ../nbs/026_texts.ipynb #3418073c
+def too_late(name: str) -> AgentOutputError:
+    """Say that a delta of an event named `name` came after the end of its text."""
+    return AgentOutputError(
+        f"{name}: a delta came after the end of its text; "
+        "send deltas before response.output_item.done, and new text under a new item id"
+    )
+
+# %% ../nbs/026_texts.ipynb #9039aca5
 class GrowingTexts:
     """The growing texts of one item."""
 
@@ -169,24 +192,3 @@ class GrowingTexts:
             if text.kind.home:
                 fields = {**text.place, "part": text.part()}
                 self.outbox.put(f"{_PART_EVENTS[text.kind.home]}.done", fields)
-
-# %% ../nbs/026_texts.ipynb #1fce7a1e
-def too_late(name: str) -> AgentOutputError:
-    """Say that a delta of an event named `name` came after the end of its text."""
-    return AgentOutputError(
-        f"{name}: a delta came after the end of its text; "
-        "send deltas before response.output_item.done, and new text under a new item id"
-    )
-
-
-def rest_of(text: GrowingText, whole: str) -> str:
-    """Return what `whole` says beyond the deltas."""
-    whole, so_far = clean_text(whole), text.value
-    if whole.startswith(so_far):
-        return whole[len(so_far) :]
-    if whole.strip() == so_far.strip():
-        return ""
-    raise AgentOutputError(
-        f"{text.kind.name}: the text at the end differs from the sum of its deltas: "
-        f"{described(whole)} after {described(so_far)}"
-    )
