@@ -1761,6 +1761,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'agent_kit.server.AgentServer.run': ('server.html#agentserver.run', 'agent_kit/server.py'),
                                   'agent_kit.server.AgentServer.serve': ('server.html#agentserver.serve', 'agent_kit/server.py'),
                                   'agent_kit.server.ServerError': ('server.html#servererror', 'agent_kit/server.py'),
+                                  'agent_kit.server._check_address': ('server.html#_check_address', 'agent_kit/server.py'),
                                   'agent_kit.server._check_numbers': ('server.html#_check_numbers', 'agent_kit/server.py'),
                                   'agent_kit.server._in_notebook': ('server.html#_in_notebook', 'agent_kit/server.py'),
                                   'agent_kit.server._refuse_running_loop': ('server.html#_refuse_running_loop', 'agent_kit/server.py'),

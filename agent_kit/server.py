@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import importlib
 import os
+import socket
 import sys
 import threading
 import time
@@ -153,7 +154,7 @@ def uvicorn_options() -> dict[str, Any]:
 def load_server(import_string: str) -> "AgentServer":
     """Import `module:variable` and return the agent's server.
 
-    The variable is a server or its `.app`. Raises `ServerError` where it is neither.
+    The variable is a server or its `.app`. Raises `ServerError` where it is neither, or missing.
     """
     module_name, _, path = import_string.partition(":")
     if not module_name or not path:
@@ -162,7 +163,12 @@ def load_server(import_string: str) -> "AgentServer":
         )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    found: Any = importlib.import_module(module_name)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise ServerError(f"{error}: is {import_string!r} ([server] app) right?") from None
     for name in path.split("."):
         if not hasattr(found, name):
             raise ServerError(f"The module {module_name} has no {path!r}.")
@@ -191,9 +197,8 @@ def run_server(
     chosen = get_settings().server
     host, port = host or chosen.host, chosen.port if port is None else port
     workers = chosen.workers if workers is None else workers
-    _check_numbers(port, workers)
-    if reload and workers > 1:
-        raise ServerError("--reload serves with one worker: leave out --workers.")
+    _check_numbers(port, workers, reload)
+    _check_address(host, port)
     if reload:
         _share(host, port)
         serve_with_reload(
@@ -203,27 +208,46 @@ def run_server(
             settings=get_settings(),
             uvicorn_options=uvicorn_options(),
         )
-    elif workers > 1:
+        return
+    # Loaded here too for many workers, which could not say why they cannot start.
+    server = load_server(import_string)
+    server.check()
+    if workers > 1:
         _share(host, port)
         _run_uvicorn(import_string, host, port, workers=workers)
     else:
-        server = load_server(import_string)
-        server.check()
         server.service.bind(host, port)
         _run_uvicorn(server.app, host, port)
+
+# %% ../nbs/120_server.ipynb #3f7be9a1
+def _check_numbers(port: int, workers: int, reload: bool) -> None:
+    if not 0 <= port <= 65_535:
+        raise ServerError(f"A port is a number from 0, for a free one, to 65535; got {port}.")
+    if workers < 1:
+        raise ServerError(f"A server has at least one worker; got {workers}.")
+    if reload and workers > 1:
+        raise ServerError("--reload serves with one worker: leave out --workers.")
+
+
+def _check_address(host: str, port: int) -> None:
+    """Say at once, and what to do, where uvicorn could not bind."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ServerError(
+            f"The server cannot listen on {host}, port {port}: {error.strerror}. "
+            "Choose another --host or --port; port 0 is any that is free."
+        ) from None
 
 # %% ../nbs/120_server.ipynb #6507183d
 def _run_uvicorn(app: Any, host: str, port: int, **options: Any) -> None:
     import uvicorn
 
     uvicorn.run(app, host=host, port=port, **uvicorn_options(), **options)
-
-
-def _check_numbers(port: int, workers: int) -> None:
-    if not 0 <= port <= 65_535:
-        raise ServerError(f"A port is a number from 0, for a free one, to 65535; got {port}.")
-    if workers < 1:
-        raise ServerError(f"A server has at least one worker; got {workers}.")
 
 
 def _share(host: str, port: int) -> None:

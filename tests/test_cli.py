@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -189,6 +190,8 @@ def test_the_server_answers_and_ends_by_a_signal() -> None:
     ("settings", "arguments", "message"),
     [
         ("[server]\napp = no_such_module:app\n", [], "No module named 'no_such_module'"),
+        ("[server]\napp = nope.app:app\n", [], "is 'nope.app:app' ([server] app) right?"),
+        ("[server]\napp = nope:app\n", ["--workers", "2"], "No module named 'nope'"),
         ("[server]\napp = json:dumps\n", [], "json:dumps is not made by create_server()"),
         ("[server]\napp = json:app\n", [], "The module json has no 'app'"),
         ("", ["--reload", "--workers", "2"], "--reload serves with one worker"),
@@ -208,3 +211,15 @@ def test_a_server_that_cannot_start_says_why_in_one_line(
     assert shown.err.count("\n") == 1
     with pytest.raises(Exception):  # noqa: B017, PT011
         agent_server(["--debug", *arguments])
+
+
+@pytest.mark.parametrize("arguments", [[], ["--workers", "2"], ["--reload"]])
+def test_a_port_in_use_is_told_before_anything_starts(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert agent_server(["--port", str(port), *arguments]) == 1
+    told = capsys.readouterr().err
+    assert f"cannot listen on 127.0.0.1, port {port}: Address already in use." in told
+    assert told.count("\n") == 1
