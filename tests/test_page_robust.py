@@ -578,6 +578,7 @@ def test_a_long_conversation_stays_responsive(page: Page, stage: Stage) -> None:
     page.keyboard.type(typed, delay=5)
     expect_end(page)
     assert len(stage.texts()) == 401
-    # A busy machine delays some of them, a slow page most of them.
-    slow = [delay for delay in page.evaluate("window.delays") if delay > 100]
-    assert len(slow) < len(typed) / 2
+    # A busy machine delays a few of them, a slow page most of them.
+    delays = page.evaluate("window.delays")
+    assert max(delays, default=0) < 2000, delays
+    assert len([delay for delay in delays if delay > 100]) < len(typed) / 4, delays
