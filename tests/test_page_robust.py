@@ -574,11 +574,9 @@ def test_a_long_conversation_stays_responsive(page: Page, stage: Stage) -> None:
     expect(page.get_by_text("Question 199")).to_be_in_viewport()
     stage.steps = [f"word {i} " for i in range(300)]
     ask(page, "Go on")
-    typed = "Typed while the answer comes, and it must not lag"
-    page.keyboard.type(typed, delay=5)
+    page.keyboard.type("Typed while the answer comes, and it must not lag", delay=5)
     expect_end(page)
     assert len(stage.texts()) == 401
-    # A busy machine delays a few of them, a slow page most of them.
-    delays = page.evaluate("window.delays")
-    assert max(delays, default=0) < 2000, delays
-    assert len([delay for delay in delays if delay > 100]) < len(typed) / 4, delays
+    delays = sorted(page.evaluate("window.delays"))
+    assert not delays or delays[-1] < 1000, delays
+    assert len([delay for delay in delays if delay > 100]) <= 5, delays
