@@ -1763,6 +1763,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'agent_kit.server.ServerError': ('server.html#servererror', 'agent_kit/server.py'),
                                   'agent_kit.server._check_address': ('server.html#_check_address', 'agent_kit/server.py'),
                                   'agent_kit.server._check_numbers': ('server.html#_check_numbers', 'agent_kit/server.py'),
+                                  'agent_kit.server._collect_garbage_rarely': ( 'server.html#_collect_garbage_rarely',
+                                                                                'agent_kit/server.py'),
                                   'agent_kit.server._in_notebook': ('server.html#_in_notebook', 'agent_kit/server.py'),
                                   'agent_kit.server._refuse_running_loop': ('server.html#_refuse_running_loop', 'agent_kit/server.py'),
                                   'agent_kit.server._run_uvicorn': ('server.html#_run_uvicorn', 'agent_kit/server.py'),

@@ -24,8 +24,9 @@ _all_ = ["AgentOutputError", "described", "plain"]
 
 # %% ../nbs/025_output.ipynb #c7febcc5
 def new_id(prefix: str) -> str:
-    """Return a fresh id such as `resp_5f…`, with 128 random bits."""
-    return f"{prefix}_{secrets.token_hex(16)}"
+    """Return a fresh id such as `resp_0197…`: the time, then 96 random bits."""
+    milliseconds = time.time_ns() // 1_000_000
+    return f"{prefix}_{milliseconds:012x}{secrets.token_hex(12)}"
 
 # %% ../nbs/025_output.ipynb #bd1db466
 _PREFIXES = {

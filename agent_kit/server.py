@@ -9,6 +9,7 @@ __all__ = ['ServerError', 'AgentApp', 'uvicorn_options', 'load_server', 'run_ser
 # %% ../nbs/120_server.ipynb #49dd52f9
 import argparse
 import asyncio
+import gc
 import importlib
 import os
 import socket
@@ -85,6 +86,7 @@ class AgentApp:
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         async with self.life(app):
+            _collect_garbage_rarely()
             if self.state:
                 self.state.serve()
             yield
@@ -106,6 +108,7 @@ class AgentApp:
 
 # %% ../nbs/120_server.ipynb #3c42cf1e
 _TRACES_SECONDS = 2
+_OBJECTS_BEFORE_COLLECTION = 10_000
 _NO_AGENT = """No agent is registered. Write a function and decorate it:
 
     from agent_kit.server import invoke
@@ -114,6 +117,12 @@ _NO_AGENT = """No agent is registered. Write a function and decorate it:
     def answer(request):
         return "Hello"
 """
+
+# %% ../nbs/120_server.ipynb #da8d3c62
+def _collect_garbage_rarely() -> None:
+    first, *others = gc.get_threshold()
+    if 0 < first < _OBJECTS_BEFORE_COLLECTION:
+        gc.set_threshold(_OBJECTS_BEFORE_COLLECTION, *others)
 
 # %% ../nbs/120_server.ipynb #63691831
 @contextmanager

@@ -1,6 +1,7 @@
 """Servers: registration, the ways to run one, its arguments, its life."""
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -295,3 +296,16 @@ def test_respond_raises_the_error_of_the_answer():
         asyncio.run(server.respond({"input": {"wrong": "shape"}}))
     assert caught.value.status == 400
     assert json.dumps(caught.value.error)
+
+
+@pytest.mark.parametrize(("chosen", "serving"), [(700, 10_000), (0, 0), (50_000, 50_000)])
+def test_serving_looks_for_garbage_less_often_unless_somebody_has_chosen(chosen, serving):
+    before = gc.get_threshold()
+    server = create_server()
+    server.invoke()(returns)
+    try:
+        gc.set_threshold(chosen, *before[1:])
+        with server.serve():
+            assert gc.get_threshold() == (serving, *before[1:])
+    finally:
+        gc.set_threshold(*before)
