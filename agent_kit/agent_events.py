@@ -39,14 +39,18 @@ from agent_kit.texts import (
 )
 
 # %% ../nbs/028_agent_events.ipynb #a359460a
+def _index(event: Mapping[str, Any], name: str) -> int | None:
+    return event[name] if isinstance(event.get(name), int) else None
+
+
 def _source(event: Mapping[str, Any], item: Mapping[str, Any] | None = None) -> Source:
     identity = item.get("id") if item is not None else event.get("item_id")
     named = identity if isinstance(identity, str) and identity else None
     return Source(named, _index(event, "output_index"))
 
-
-def _index(event: Mapping[str, Any], name: str) -> int | None:
-    return event[name] if isinstance(event.get(name), int) else None
+# %% ../nbs/028_agent_events.ipynb #84424978
+def _fields_of(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in item.items() if value is not None}
 
 
 def event_fields(event: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,6 +60,12 @@ def event_fields(event: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in event.items()
         if value is not None and name not in ("type", "sequence_number")
     }
+
+# %% ../nbs/028_agent_events.ipynb #07b2c29c
+def _string(event: Mapping[str, Any], name: str) -> str:
+    if not isinstance(event.get(name), str):
+        raise AgentOutputError(f"{event['type']} needs {name!r}, a string; got {described(event)}")
+    return event[name]
 
 # %% ../nbs/028_agent_events.ipynb #ce5e240a
 def _text_item(items: AnswerItems, text_kind: TextKind, event: Mapping[str, Any]) -> AnswerItem:
@@ -76,22 +86,15 @@ def _text_item(items: AnswerItems, text_kind: TextKind, event: Mapping[str, Any]
         )
     return items.add({**wire, "id": source.id}, source)
 
-
+# %% ../nbs/028_agent_events.ipynb #d84a6058
 def _text_of(
     items: AnswerItems, text_kind: TextKind, event: Mapping[str, Any]
 ) -> tuple[AnswerItem, GrowingText]:
     item = _text_item(items, text_kind, event)
     return item, item.text(text_kind, _index(event, INDEX_NAME.get(text_kind.home, "")))
 
-# %% ../nbs/028_agent_events.ipynb #07b2c29c
-def _string(event: Mapping[str, Any], name: str) -> str:
-    if not isinstance(event.get(name), str):
-        raise AgentOutputError(f"{event['type']} needs {name!r}, a string; got {described(event)}")
-    return event[name]
-
 # %% ../nbs/028_agent_events.ipynb #486b19c9
 _DELTAS = {f"{kind.name}.delta": kind for kind in TEXT_KINDS}
-_DONES = {f"{kind.name}.done": kind for kind in TEXT_KINDS}
 
 
 def _on_delta(items: AnswerItems, event: Mapping[str, Any]) -> None:
@@ -101,6 +104,9 @@ def _on_delta(items: AnswerItems, event: Mapping[str, Any]) -> None:
         raise too_late(event["type"])
     item.grow(text, delta, event_fields(event))
 
+# %% ../nbs/028_agent_events.ipynb #373f2409
+_DONES = {f"{kind.name}.done": kind for kind in TEXT_KINDS}
+
 
 def _on_text_done(items: AnswerItems, event: Mapping[str, Any]) -> None:
     text_kind = _DONES[event["type"]]
@@ -109,6 +115,12 @@ def _on_text_done(items: AnswerItems, event: Mapping[str, Any]) -> None:
     item.complete(text, whole, event_fields(event))
 
 # %% ../nbs/028_agent_events.ipynb #ab1d233a
+_PART_HOMES = {
+    "response.content_part": "content",
+    "response.reasoning_summary_part": "summary",
+}
+
+
 def _part_of(event: Mapping[str, Any]) -> tuple[TextKind, dict[str, Any]]:
     part = plain(event.get("part"))
     kind = part.get("type") if isinstance(part, dict) else None
@@ -122,13 +134,7 @@ def _part_of(event: Mapping[str, Any]) -> tuple[TextKind, dict[str, Any]]:
         return text_kind, complete_part(part)
     return text_kind, complete_texts([part], text_kind.part, "a reasoning")[0]
 
-
-_PART_HOMES = {
-    "response.content_part": "content",
-    "response.reasoning_summary_part": "summary",
-}
-
-
+# %% ../nbs/028_agent_events.ipynb #83399599
 def _on_part_added(items: AnswerItems, event: Mapping[str, Any]) -> None:
     text_kind, part = _part_of(event)
     item = _text_item(items, text_kind, event)
@@ -136,7 +142,7 @@ def _on_part_added(items: AnswerItems, event: Mapping[str, Any]) -> None:
     if begun := part.get(text_kind.field):
         item.grow(text, begun, {})
 
-
+# %% ../nbs/028_agent_events.ipynb #7a6661c3
 def _on_part_done(items: AnswerItems, event: Mapping[str, Any]) -> None:
     text_kind, part = _part_of(event)
     item, text = _text_of(items, text_kind, event)
@@ -148,6 +154,25 @@ def _on_annotation(items: AnswerItems, event: Mapping[str, Any]) -> None:
     item, text = _text_of(items, OUTPUT_TEXT, event)
     item.annotate(text, event.get("annotation"), event_fields(event))
 
+# %% ../nbs/028_agent_events.ipynb #a98fe334
+_PROGRESS_EVENTS = {
+    f"response.{name}": name.partition(".")[0].removesuffix("_command").removesuffix("_content")
+    for name in (
+        *PROGRESS_STEPS,
+        "web_search_call.searching",
+        "file_search_call.searching",
+        "code_interpreter_call.interpreting",
+        "image_generation_call.generating",
+        "image_generation_call.partial_image",
+        "shell_call_command.added",
+        "shell_call_command.delta",
+        "shell_call_command.done",
+        "shell_call_output_content.delta",
+        "shell_call_output_content.done",
+        "compaction.compacting",
+    )
+}
+
 
 def _on_progress(items: AnswerItems, event: Mapping[str, Any]) -> None:
     item = items.find(_PROGRESS_EVENTS[event["type"]], _source(event))
@@ -155,26 +180,14 @@ def _on_progress(items: AnswerItems, event: Mapping[str, Any]) -> None:
         raise AgentOutputError(f"{event['type']} speaks of no open item: {described(event)}")
     items.outbox.put(event["type"], {**event_fields(event), **item.place})
 
-# %% ../nbs/028_agent_events.ipynb #84424978
+# %% ../nbs/028_agent_events.ipynb #22a5f1c3
 def _whole(event: Mapping[str, Any]) -> dict[str, Any]:
     item = plain(event.get("item"))
     if not isinstance(item, dict):
         raise AgentOutputError(f"{event['type']} needs an 'item'; got {described(event)}")
     return item
 
-
-def _on_item_added(items: AnswerItems, event: Mapping[str, Any]) -> None:
-    raw = _whole(event)
-    kind = raw.get("type")
-    given = complete_item({**EMPTY_ITEMS.get(str(kind), {}), **_fields_of(raw), "type": kind})
-    item = items.add(given, _source(event, raw), announced=True)
-    _begin_with(item, given)
-
-
-def _fields_of(item: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in item.items() if value is not None}
-
-
+# %% ../nbs/028_agent_events.ipynb #bb532491
 def _begin_with(item: AnswerItem, given: Mapping[str, Any]) -> None:
     for home in PART_LISTS.get(given["type"], ()):
         for part in given.get(home) or ():
@@ -183,6 +196,14 @@ def _begin_with(item: AnswerItem, given: Mapping[str, Any]) -> None:
     text_kind = KIND_OF_ITEM.get(item.wire["type"])
     if text_kind and given.get(text_kind.field):
         item.grow(item.begin(text_kind), given[text_kind.field], {})
+
+# %% ../nbs/028_agent_events.ipynb #e378c893
+def _on_item_added(items: AnswerItems, event: Mapping[str, Any]) -> None:
+    raw = _whole(event)
+    kind = raw.get("type")
+    given = complete_item({**EMPTY_ITEMS.get(str(kind), {}), **_fields_of(raw), "type": kind})
+    item = items.add(given, _source(event, raw), announced=True)
+    _begin_with(item, given)
 
 # %% ../nbs/028_agent_events.ipynb #b7c66217
 def _continues(item: AnswerItem, raw: Mapping[str, Any], whole: Mapping[str, Any]) -> bool:
@@ -203,7 +224,7 @@ def _continues(item: AnswerItem, raw: Mapping[str, Any], whole: Mapping[str, Any
         return False
     return True
 
-
+# %% ../nbs/028_agent_events.ipynb #e5b5eb41
 def _says_the_same(item: AnswerItem, raw: Mapping[str, Any], whole: Mapping[str, Any]) -> bool:
     if item.call_id is not None:
         return raw.get("call_id") == item.call_id
@@ -213,7 +234,7 @@ def _says_the_same(item: AnswerItem, raw: Mapping[str, Any], whole: Mapping[str,
     told = "".join(part.get("text") or part.get("refusal") or "" for part in parts)
     return bool(said.strip()) and said.strip() == told.strip()
 
-
+# %% ../nbs/028_agent_events.ipynb #2836b96e
 def _begun(
     items: AnswerItems, raw: Mapping[str, Any], whole: Mapping[str, Any], source: Source
 ) -> AnswerItem | None:
@@ -227,6 +248,15 @@ def _begun(
     return item if nameless or _says_the_same(item, raw, whole) else None
 
 # %% ../nbs/028_agent_events.ipynb #a4d74918
+def _same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    names = (first.keys() | second.keys()) - {"id", "call_id"}
+    return all(first.get(name) == second.get(name) for name in names)
+
+
+def _own_call_id(item: AnswerItem) -> dict[str, Any]:
+    return {"call_id": item.wire["call_id"]} if "call_id" in item.wire else {}
+
+# %% ../nbs/028_agent_events.ipynb #bbe1e19c
 def _on_item_done(items: AnswerItems, event: Mapping[str, Any]) -> None:
     raw = _whole(event)
     source = _source(event, raw)
@@ -248,17 +278,10 @@ def _on_item_done(items: AnswerItems, event: Mapping[str, Any]) -> None:
             given.pop(name, None)
     items.close(item, given)
 
-
-def _own_call_id(item: AnswerItem) -> dict[str, Any]:
-    return {"call_id": item.wire["call_id"]} if "call_id" in item.wire else {}
-
-
-def _same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    names = (first.keys() | second.keys()) - {"id", "call_id"}
-    return all(first.get(name) == second.get(name) for name in names)
-
-# %% ../nbs/028_agent_events.ipynb #a98fe334
+# %% ../nbs/028_agent_events.ipynb #90eff1a4
 _Handler = Callable[[AnswerItems, Mapping[str, Any]], None]
+
+
 _HANDLERS: dict[str, _Handler] = {
     **dict.fromkeys(_DELTAS, _on_delta),
     **dict.fromkeys(_DONES, _on_text_done),
@@ -269,23 +292,6 @@ _HANDLERS: dict[str, _Handler] = {
     "response.output_text.annotation.added": _on_annotation,
     "response.output_item.added": _on_item_added,
     "response.output_item.done": _on_item_done,
-}
-_PROGRESS_EVENTS = {
-    f"response.{name}": name.partition(".")[0].removesuffix("_command").removesuffix("_content")
-    for name in (
-        *PROGRESS_STEPS,
-        "web_search_call.searching",
-        "file_search_call.searching",
-        "code_interpreter_call.interpreting",
-        "image_generation_call.generating",
-        "image_generation_call.partial_image",
-        "shell_call_command.added",
-        "shell_call_command.delta",
-        "shell_call_command.done",
-        "shell_call_output_content.delta",
-        "shell_call_output_content.done",
-        "compaction.compacting",
-    )
 }
 
 # %% ../nbs/028_agent_events.ipynb #5e760e63
@@ -302,12 +308,12 @@ def take_item_event(items: AnswerItems, event: Mapping[str, Any]) -> bool:
         return False
     return True
 
-
+# %% ../nbs/028_agent_events.ipynb #a0787f79
 def take_item(items: AnswerItems, item: Any) -> None:
     """Take a whole item; raise AgentOutputError for one that cannot be understood."""
     _on_item_done(items, {"type": "response.output_item.done", "item": item})
 
-
+# %% ../nbs/028_agent_events.ipynb #daee3fd2
 def take_text(items: AnswerItems, text: str) -> None:
     """Take a piece of the text of a message."""
     _on_delta(items, {"type": "response.output_text.delta", "delta": text})

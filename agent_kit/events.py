@@ -90,6 +90,34 @@ class _Body:
             self.fields["incomplete_details"] = None
         self.outbox.put(kind, {"response": self.body})
 
+# %% ../nbs/030_events.ipynb #620faca1
+def _add_usage(body: _Body, chunk: Mapping[str, Any]) -> None:
+    if chunk.get("usage"):
+        usage, before = complete_usage(chunk["usage"]), body.fields["usage"]
+        body.fields["usage"] = add_usage(before, usage) if before else usage
+
+# %% ../nbs/030_events.ipynb #a29ad3b7
+def _add_outputs(body: _Body, chunk: Mapping[str, Any]) -> None:
+    outputs = chunk.get("custom_outputs")
+    if outputs is None:
+        return
+    if not isinstance(outputs, dict):
+        raise AgentOutputError(f"custom_outputs is an object; got {described(outputs)}")
+    before: dict[str, Any] = body.fields.get("custom_outputs") or {}
+    body.fields["custom_outputs"] = {**before, **outputs}
+
+# %% ../nbs/030_events.ipynb #79c9a222
+def _why_incomplete(response: Mapping[str, Any]) -> dict[str, str] | None:
+    details = plain(response.get("incomplete_details"))
+    if not details and response.get("status") != "incomplete":
+        return None
+    reason = details.get("reason") if isinstance(details, dict) else None
+    return {"reason": "content_filter" if reason == "content_filter" else "max_output_tokens"}
+
+# %% ../nbs/030_events.ipynb #3ec94d57
+def _text_of(value: object) -> str:
+    return value if isinstance(value, str) else dump_json(value).decode()
+
 # %% ../nbs/030_events.ipynb #10510fae
 def _absorb_output(body: _Body, response: Mapping[str, Any], incomplete: bool) -> None:
     output = response.get("output") or []
@@ -103,7 +131,32 @@ def _absorb_output(body: _Body, response: Mapping[str, Any], incomplete: bool) -
         known = plain(item)
         take_item(body.items, {**known, **cut} if isinstance(known, dict) else known)
 
-# %% ../nbs/030_events.ipynb #79c9a222
+# %% ../nbs/030_events.ipynb #2b86a6c6
+def _fail(body: _Body, message: str, code: str) -> None:
+    body.items.end_scope(complete=False)
+    known = code if code in ERROR_CODES else "server_error"
+    body.end("response.failed", "failed", {"code": known, "message": clean_text(message)})
+
+# %% ../nbs/030_events.ipynb #83f8c4d6
+def _fail_with(body: _Body, error: object) -> None:
+    error = error if isinstance(error, dict) else {}
+    message = error.get("message") or "The agent failed."
+    _fail(body, str(message), str(error.get("code") or "server_error"))
+
+# %% ../nbs/030_events.ipynb #327082b1
+def _finish(body: _Body) -> None:
+    incomplete = body.fields["incomplete_details"]
+    body.items.end_scope(complete=not incomplete)
+    if not incomplete:
+        body.end("response.completed", "completed")
+        return
+    limited = incomplete.get("reason") == "max_output_tokens"
+    if limited and body.items.all and body.items.all[-1].wire.get("status") != "incomplete":
+        cut = {"type": "message", "role": "assistant", "content": []}
+        body.items.close(body.items.add(cut, Source()), complete=False)
+    body.end("response.incomplete", "incomplete")
+
+# %% ../nbs/030_events.ipynb #ccff89be
 def _absorb(body: _Body, response: Any) -> None:
     """Take over what the Response of a model, or of the agent itself, says."""
     if not isinstance(response, dict):
@@ -123,59 +176,6 @@ def _absorb(body: _Body, response: Any) -> None:
         told = {str(name): _text_of(value) for name, value in response["metadata"].items()}
         fields["metadata"] = {**told, **(fields["metadata"] or {})}
     _add_outputs(body, response)
-
-
-def _text_of(value: object) -> str:
-    return value if isinstance(value, str) else dump_json(value).decode()
-
-
-def _why_incomplete(response: Mapping[str, Any]) -> dict[str, str] | None:
-    details = plain(response.get("incomplete_details"))
-    if not details and response.get("status") != "incomplete":
-        return None
-    reason = details.get("reason") if isinstance(details, dict) else None
-    return {"reason": "content_filter" if reason == "content_filter" else "max_output_tokens"}
-
-# %% ../nbs/030_events.ipynb #620faca1
-def _add_usage(body: _Body, chunk: Mapping[str, Any]) -> None:
-    if chunk.get("usage"):
-        usage, before = complete_usage(chunk["usage"]), body.fields["usage"]
-        body.fields["usage"] = add_usage(before, usage) if before else usage
-
-
-def _add_outputs(body: _Body, chunk: Mapping[str, Any]) -> None:
-    outputs = chunk.get("custom_outputs")
-    if outputs is None:
-        return
-    if not isinstance(outputs, dict):
-        raise AgentOutputError(f"custom_outputs is an object; got {described(outputs)}")
-    before: dict[str, Any] = body.fields.get("custom_outputs") or {}
-    body.fields["custom_outputs"] = {**before, **outputs}
-
-# %% ../nbs/030_events.ipynb #2b86a6c6
-def _fail(body: _Body, message: str, code: str) -> None:
-    body.items.end_scope(complete=False)
-    known = code if code in ERROR_CODES else "server_error"
-    body.end("response.failed", "failed", {"code": known, "message": clean_text(message)})
-
-
-def _fail_with(body: _Body, error: object) -> None:
-    error = error if isinstance(error, dict) else {}
-    message = error.get("message") or "The agent failed."
-    _fail(body, str(message), str(error.get("code") or "server_error"))
-
-
-def _finish(body: _Body) -> None:
-    incomplete = body.fields["incomplete_details"]
-    body.items.end_scope(complete=not incomplete)
-    if not incomplete:
-        body.end("response.completed", "completed")
-        return
-    limited = incomplete.get("reason") == "max_output_tokens"
-    if limited and body.items.all and body.items.all[-1].wire.get("status") != "incomplete":
-        cut = {"type": "message", "role": "assistant", "content": []}
-        body.items.close(body.items.add(cut, Source()), complete=False)
-    body.end("response.incomplete", "incomplete")
 
 # %% ../nbs/030_events.ipynb #b9ed87f5
 _LOOSE_EVENTS = frozenset(

@@ -63,7 +63,7 @@ def check_object(value: object, path: str) -> dict[str, Any]:
         raise wrong_type(path, dict, value)
     return value
 
-
+# %% ../nbs/016_fields.ipynb #613687b5
 def check_list(value: object, path: str) -> list[Any]:
     """Return `value`, which must be an array; `path` is where it stands."""
     if type(value) is not list:
