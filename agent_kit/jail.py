@@ -27,7 +27,12 @@ from typing import IO
 
 from .seccomp import system_call_filter
 
-# %% ../nbs/068_jail.ipynb #7c8e43bc
+# %% ../nbs/068_jail.ipynb #0a65f7c5
+def _python(executable: str) -> list[str]:
+    """No environment, no user or site packages, nothing written, UTF-8 whatever the locale."""
+    return [executable, "-I", "-S", "-B", "-X", "utf8"]
+
+# %% ../nbs/068_jail.ipynb #5418c2ee
 _SURVEY = """
 import json, os, sys, warnings
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -44,8 +49,6 @@ with open("/proc/self/maps") as maps:
     mapped = {line.split(maxsplit=5)[5].strip() for line in maps if "/" in line}
 print(json.dumps([folders, sorted(path for path in mapped if os.path.isfile(path))]))
 """
-_TIME_ZONES = ("/usr/share/zoneinfo", "/usr/lib/zoneinfo", "/etc/zoneinfo")
-_PACKAGES = ("site-packages", "dist-packages")
 
 # %% ../nbs/068_jail.ipynb #268a020a
 def _outermost(folders: Iterable[str]) -> list[str]:
@@ -53,7 +56,11 @@ def _outermost(folders: Iterable[str]) -> list[str]:
     every = set(folders)
     return sorted(path for path in every if every.isdisjoint(map(str, Path(path).parents)))
 
-# %% ../nbs/068_jail.ipynb #874a4b82
+# %% ../nbs/068_jail.ipynb #63223914
+_TIME_ZONES = ("/usr/share/zoneinfo", "/usr/lib/zoneinfo", "/etc/zoneinfo")
+_PACKAGES = ("site-packages", "dist-packages")
+
+
 @dataclass(frozen=True)
 class Interpreter:
     """The Python for locked children and the files and folders that it has to read."""
@@ -63,7 +70,7 @@ class Interpreter:
     folders: list[str]
     packages: list[str]
 
-
+# %% ../nbs/068_jail.ipynb #bead7488
 @functools.cache
 def inspect_interpreter() -> Interpreter:
     """Find out once what this machine's Python reads; OSError or CalledProcessError if it fails."""
@@ -81,11 +88,6 @@ def inspect_interpreter() -> Interpreter:
         folders=[path for path, is_folder in readable.items() if is_folder],
         packages=[str(entry) for entry in entries if entry.name in _PACKAGES and entry.is_dir()],
     )
-
-
-def _python(executable: str) -> list[str]:
-    """No environment, no user or site packages, nothing written, UTF-8 whatever the locale."""
-    return [executable, "-I", "-S", "-B", "-X", "utf8"]
 
 # %% ../nbs/068_jail.ipynb #57362916
 def _bubblewrap(interpreter: Interpreter) -> list[str]:
@@ -107,7 +109,24 @@ def _bubblewrap(interpreter: Interpreter) -> list[str]:
         *[part for path in links for part in ("--symlink", os.readlink(path), path)],
     ]  # fmt: skip
 
-# %% ../nbs/068_jail.ipynb #27db8aae
+# %% ../nbs/068_jail.ipynb #d3edf9df
+def _memory_file(content: bytes) -> int:
+    descriptor = os.memfd_create("program")
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(content)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+# %% ../nbs/068_jail.ipynb #689419e2
+@functools.cache
+def _lockdown() -> CodeType:
+    spec = find_spec("agent_kit.lockdown")
+    code = spec.loader.get_code(spec.name) if spec and spec.loader else None  # type: ignore
+    if code is None:
+        raise OSError("the code of agent_kit.lockdown cannot be read")
+    return code
+
+# %% ../nbs/068_jail.ipynb #04c05c98
 READY = b"\x06"  # what the child says first, once every lock is closed
 _BOOTSTRAP = """
 import marshal, os
@@ -117,24 +136,7 @@ exec(code, space)
 raise SystemExit(space["lock_and_run"](policy, source))
 """
 
-
-@functools.cache
-def _lockdown() -> CodeType:
-    spec = find_spec("agent_kit.lockdown")
-    code = spec.loader.get_code(spec.name) if spec and spec.loader else None  # type: ignore
-    if code is None:
-        raise OSError("the code of agent_kit.lockdown cannot be read")
-    return code
-
-
-def _memory_file(content: bytes) -> int:
-    descriptor = os.memfd_create("program")
-    with open(descriptor, "wb", closefd=False) as file:
-        file.write(content)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor
-
-# %% ../nbs/068_jail.ipynb #3562dbe5
+# %% ../nbs/068_jail.ipynb #7a25968d
 def _start(
     source: str, cpu_seconds: int, memory_bytes: int, bubblewrap: bool
 ) -> subprocess.Popen[bytes]:
@@ -163,7 +165,7 @@ def _start(
     finally:
         os.close(stdin)
 
-# %% ../nbs/068_jail.ipynb #0ab299f6
+# %% ../nbs/068_jail.ipynb #d926ab4a
 class LockedPython:
     """A started child, its output (at most `output_bytes` in all) and its end."""
 
