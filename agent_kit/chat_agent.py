@@ -35,7 +35,7 @@ def _agent_message(message: Any) -> dict[str, Any]:
         message["content"] = clean_text(message["content"])
     return message
 
-
+# %% ../nbs/033_chat_agent.ipynb #7db3f090
 def _read_agent_chunk(chunk: Any) -> tuple[list[dict[str, Any]], bool]:
     """Return the messages in a chunk, and whether they are whole."""
     if isinstance(chunk, str):

@@ -28,7 +28,7 @@ def encode_chunk(chunk: Mapping[str, Any]) -> bytes:
     """Write a chunk as a frame of server-sent events."""
     return b"data: %b\n\n" % dump_json(chunk)
 
-
+# %% ../nbs/032_completions.ipynb #88d2d0fb
 def chat_usage(usage: Mapping[str, Any]) -> dict[str, Any]:
     """Return token counts of either protocol, or none, in the words of chat completions."""
     counts = complete_usage(usage)
@@ -101,7 +101,7 @@ def _call_piece(piece: Any, calls: list[dict[str, Any]]) -> dict[str, Any]:
     given = {"arguments" if kind == "function" else "input": "", **inner}
     return {"index": index, "id": piece.get("id") or new_id("call"), "type": kind, kind: given}
 
-
+# %% ../nbs/032_completions.ipynb #fd1dbce1
 def _add_call(piece: Mapping[str, Any], calls: list[dict[str, Any]]) -> None:
     if piece["index"] >= len(calls):
         calls.append({name: value for name, value in piece.items() if name != "index"})
@@ -126,10 +126,6 @@ def take_calls(pieces: Any, calls: list[dict[str, Any]]) -> list[dict[str, Any]]
         _add_call(completed[-1], calls)
     return completed
 
-# %% ../nbs/032_completions.ipynb #a6cd003e
-FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "function_call")
-_GROWING = ("content", "refusal", "reasoning_content")
-
 # %% ../nbs/032_completions.ipynb #4c0d7a1e
 def _grown(before: Any, piece: Any) -> Any:
     """Return what a field of a message has grown to with one more piece."""
@@ -143,7 +139,7 @@ def _grown(before: Any, piece: Any) -> Any:
         return {**before, **grown, **same}
     return before if piece is None else piece
 
-
+# %% ../nbs/032_completions.ipynb #3c1cc738
 def _indexed(pieces: Any, grown: Any) -> Any:
     """Return a delta in which the objects of a list say where they stand in the grown list."""
     # The openai client adds up the lists of a stream by the `index` of their entries.
@@ -152,6 +148,10 @@ def _indexed(pieces: Any, grown: Any) -> Any:
     return [
         {"index": index, **piece} for index, piece in enumerate(pieces, len(grown) - len(pieces))
     ]
+
+# %% ../nbs/032_completions.ipynb #a6cd003e
+FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "function_call")
+_GROWING = ("content", "refusal", "reasoning_content")
 
 # %% ../nbs/032_completions.ipynb #2467e223
 @dataclass(slots=True)

@@ -58,7 +58,7 @@ def unsupported(param: str, task: str) -> RequestError:
         code="unsupported_parameter",
     )
 
-
+# %% ../nbs/034_conversion.ipynb #4dfbfaad
 def _given(request: Request, names: Iterable[str]) -> dict[str, Any]:
     set_ones = request.model_fields_set
     return {name: getattr(request, name) for name in names if name in set_ones}
@@ -71,7 +71,7 @@ def _carried(request: Request) -> dict[str, Any]:
         carried["context"] = request.context.model_dump(exclude_unset=True)
     return carried
 
-
+# %% ../nbs/034_conversion.ipynb #a9ff6376
 def _refuse(request: Request, names: Iterable[str], task: str) -> None:
     for name in names:
         default = type(request).model_fields[name].get_default(call_default_factory=True)
@@ -97,7 +97,7 @@ def _to_part(part: Mapping[str, Any], role: str) -> dict[str, Any]:
 def _to_content(content: str | list[dict[str, Any]], role: str) -> str | list[dict[str, Any]]:
     return content if isinstance(content, str) else [_to_part(part, role) for part in content]
 
-
+# %% ../nbs/034_conversion.ipynb #64ae4571
 def _from_part(part: Mapping[str, Any], path: str) -> dict[str, Any]:
     kind = part["type"]
     if kind in ("input_text", "output_text", "summary_text", "reasoning_text"):
@@ -143,7 +143,7 @@ def _call_item(call: Mapping[str, Any]) -> dict[str, Any]:
         return {"type": "custom_tool_call", "call_id": call["id"], **call["custom"]}
     return {"type": "function_call", "call_id": call["id"], **call["function"]}
 
-
+# %% ../nbs/034_conversion.ipynb #249e4d36
 def _items_of(message: dict[str, Any], custom_calls: set[str], path: str) -> list[dict[str, Any]]:
     role = message["role"]
     for name in ("audio", "function_call"):
@@ -179,15 +179,15 @@ def _items(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 # %% ../nbs/034_conversion.ipynb #81249b63
-_CHAT_ONLY = ("audio", "prediction", "web_search_options", "functions", "function_call", "n")
-
-
 def _text_form(request: ChatRequest) -> dict[str, Any]:
     form = request.response_format
     if form and form["type"] == "json_schema":
         form = {"type": "json_schema", **form["json_schema"]}
     text = {"format": form, "verbosity": request.verbosity}
     return {name: value for name, value in text.items() if value is not None}
+
+# %% ../nbs/034_conversion.ipynb #a7fdd934
+_CHAT_ONLY = ("audio", "prediction", "web_search_options", "functions", "function_call", "n")
 
 
 def chat_to_responses(request: ChatRequest) -> ResponsesRequest:
@@ -220,18 +220,18 @@ def _chat_call(item: Mapping[str, Any]) -> dict[str, Any]:
     inner = {"name": item["name"], grows: item[grows]}
     return {"id": item["call_id"], "type": kind, kind: inner}
 
-
+# %% ../nbs/034_conversion.ipynb #67236a1b
 def _thought(item: Mapping[str, Any]) -> str:
     return text_of(item.get("content") or item.get("summary") or [])
 
-
+# %% ../nbs/034_conversion.ipynb #32776eb7
 def _assistant(messages: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the message of the turn that goes on, a new one after another role."""
     if not messages or messages[-1]["role"] != "assistant":
         messages.append({"role": "assistant", "content": None})
     return messages[-1]
 
-
+# %% ../nbs/034_conversion.ipynb #2e155a4b
 def _say(messages: list[dict[str, Any]], item: Mapping[str, Any], path: str) -> None:
     message = {"role": item["role"], "content": _from_content(item["content"], f"{path}.content")}
     if item.get("name"):
@@ -248,6 +248,10 @@ def _say(messages: list[dict[str, Any]], item: Mapping[str, Any], path: str) -> 
         messages.append(message)
 
 # %% ../nbs/034_conversion.ipynb #bb0718e7
+def _is_bare_thought(message: Mapping[str, Any]) -> bool:
+    return message["role"] == "assistant" and not (message["content"] or message.get("tool_calls"))
+
+# %% ../nbs/034_conversion.ipynb #e310f316
 def _messages(request: ResponsesRequest) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     if request.instructions:
@@ -270,11 +274,31 @@ def _messages(request: ResponsesRequest) -> list[dict[str, Any]]:
             raise unsupported(path, "agent/v1/chat")
     return [message for message in messages if not _is_bare_thought(message)]
 
-
-def _is_bare_thought(message: Mapping[str, Any]) -> bool:
-    return message["role"] == "assistant" and not (message["content"] or message.get("tool_calls"))
-
 # %% ../nbs/034_conversion.ipynb #d61d0d5a
+def _chat_tool(tool: dict[str, Any], path: str) -> dict[str, Any]:
+    kind = tool["type"]
+    if kind not in ("function", "custom"):
+        raise unsupported(path, "agent/v1/chat")
+    return {"type": kind, kind: {name: value for name, value in tool.items() if name != "type"}}
+
+# %% ../nbs/034_conversion.ipynb #ce892004
+def _chat_choice(choice: str | dict[str, Any]) -> str | dict[str, Any]:
+    if isinstance(choice, str):
+        return choice
+    if choice["type"] == "allowed_tools":
+        tools = [_chat_tool(tool, "tool_choice.tools") for tool in choice["tools"]]
+        return {"type": "allowed_tools", "allowed_tools": {"mode": choice["mode"], "tools": tools}}
+    return _chat_tool(choice, "tool_choice")
+
+# %% ../nbs/034_conversion.ipynb #63e83eee
+def _response_format(text: dict[str, Any] | None) -> dict[str, Any] | None:
+    form = (text or {}).get("format")
+    if not form or form["type"] != "json_schema":
+        return form
+    schema = {name: value for name, value in form.items() if name != "type"}
+    return {"type": "json_schema", "json_schema": schema}
+
+# %% ../nbs/034_conversion.ipynb #62975419
 _RESPONSES_ONLY = (
     "max_tool_calls",
     "prompt",
@@ -284,30 +308,6 @@ _RESPONSES_ONLY = (
 )
 
 
-def _chat_tool(tool: dict[str, Any], path: str) -> dict[str, Any]:
-    kind = tool["type"]
-    if kind not in ("function", "custom"):
-        raise unsupported(path, "agent/v1/chat")
-    return {"type": kind, kind: {name: value for name, value in tool.items() if name != "type"}}
-
-
-def _chat_choice(choice: str | dict[str, Any]) -> str | dict[str, Any]:
-    if isinstance(choice, str):
-        return choice
-    if choice["type"] == "allowed_tools":
-        tools = [_chat_tool(tool, "tool_choice.tools") for tool in choice["tools"]]
-        return {"type": "allowed_tools", "allowed_tools": {"mode": choice["mode"], "tools": tools}}
-    return _chat_tool(choice, "tool_choice")
-
-
-def _response_format(text: dict[str, Any] | None) -> dict[str, Any] | None:
-    form = (text or {}).get("format")
-    if not form or form["type"] != "json_schema":
-        return form
-    schema = {name: value for name, value in form.items() if name != "type"}
-    return {"type": "json_schema", "json_schema": schema}
-
-# %% ../nbs/034_conversion.ipynb #894843f4
 def responses_to_chat(request: ResponsesRequest) -> ChatRequest:
     """Say a Responses request in chat completions.
 
@@ -334,6 +334,25 @@ def responses_to_chat(request: ResponsesRequest) -> ChatRequest:
     assert isinstance(converted, ChatRequest)
     return converted
 
+# %% ../nbs/034_conversion.ipynb #8a3c5f27
+_TEXTS = ("text", "refusal")
+
+
+def _agent_messages(request: ResponsesRequest) -> list[dict[str, Any]]:
+    messages, names = [], {}
+    for message in _messages(request):
+        content, calls = message.get("content"), message.get("tool_calls", ())
+        if isinstance(content, list) and any(part["type"] not in _TEXTS for part in content):
+            raise unsupported("input", "agent/v2/chat")
+        names.update({call["id"]: call[call["type"]]["name"] for call in calls})
+        if any(call["type"] != "function" for call in calls):
+            raise unsupported("input", "agent/v2/chat")
+        if message["role"] == "tool":
+            message["name"] = names.get(message["tool_call_id"], "tool")
+        message.pop("reasoning_content", None)
+        messages.append({**message, "content": text_of(content)})
+    return messages
+
 # %% ../nbs/034_conversion.ipynb #32521986
 _TUNING = (
     "model",
@@ -350,26 +369,7 @@ _TUNING = (
     "metadata",
 )
 
-# %% ../nbs/034_conversion.ipynb #8a3c5f27
-def _agent_messages(request: ResponsesRequest) -> list[dict[str, Any]]:
-    messages, names = [], {}
-    for message in _messages(request):
-        content, calls = message.get("content"), message.get("tool_calls", ())
-        if isinstance(content, list) and any(part["type"] not in _TEXTS for part in content):
-            raise unsupported("input", "agent/v2/chat")
-        names.update({call["id"]: call[call["type"]]["name"] for call in calls})
-        if any(call["type"] != "function" for call in calls):
-            raise unsupported("input", "agent/v2/chat")
-        if message["role"] == "tool":
-            message["name"] = names.get(message["tool_call_id"], "tool")
-        message.pop("reasoning_content", None)
-        messages.append({**message, "content": text_of(content)})
-    return messages
 
-
-_TEXTS = ("text", "refusal")
-
-# %% ../nbs/034_conversion.ipynb #b209070d
 def responses_to_agent(request: ResponsesRequest) -> ChatAgentRequest:
     """Say a Responses request to a ChatAgent.
 
