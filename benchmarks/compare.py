@@ -76,6 +76,8 @@ def running(name: str, folder: str) -> Iterator[Server]:
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
+    if name.endswith("-stateless"):
+        environ["AGENT_KIT_STORE_URL"] = "none"
     begin = time.perf_counter()
     command = [sys.executable, HERE / "servers.py", name, str(port)]
     process = psutil.Popen(command, cwd=folder, env=environ)

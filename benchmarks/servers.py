@@ -52,7 +52,7 @@ def bare_asgi() -> Any:
 
 
 def agent_kit() -> Any:
-    """This kit; whether it traces is said by the environment."""
+    """This kit; whether it traces and stores is said by the environment."""
     from agent_kit.server import create_server
 
     server = create_server()
@@ -92,6 +92,7 @@ def mlflow() -> Any:
 
 SERVERS: dict[str, Callable[[], Any]] = {
     "bare-asgi": bare_asgi,
+    "agent-kit-stateless": agent_kit,
     "agent-kit": agent_kit,
     "agent-kit-traced": agent_kit,
     "mlflow": mlflow,
