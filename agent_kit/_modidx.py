@@ -517,6 +517,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'agent_kit.conversion.unsupported': ('conversion.html#unsupported', 'agent_kit/conversion.py')},
             'agent_kit.database': { 'agent_kit.database.Database': ('database.html#database', 'agent_kit/database.py'),
                                     'agent_kit.database.Database.__init__': ('database.html#database.__init__', 'agent_kit/database.py'),
+                                    'agent_kit.database.Database._begin_to_drain': ( 'database.html#database._begin_to_drain',
+                                                                                     'agent_kit/database.py'),
                                     'agent_kit.database.Database._drain': ('database.html#database._drain', 'agent_kit/database.py'),
                                     'agent_kit.database.Database._take': ('database.html#database._take', 'agent_kit/database.py'),
                                     'agent_kit.database.Database.close': ('database.html#database.close', 'agent_kit/database.py'),

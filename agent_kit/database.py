@@ -156,13 +156,9 @@ class Database:
         """Store `item` by `function`, and return its result once it is committed."""
         loop = asyncio.get_running_loop()
         waiting = _Waiting(function, item, loop.create_future(), loop)
-        with self._lock:
-            self._waiting.append(waiting)
-            start, self._draining = not self._draining, True
-            if self._writer is None:
-                self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
-            if start:
-                self._writer.submit(self._drain)
+        self._waiting.append(waiting)
+        # Not at once: what else comes in this turn of the loop is stored in the same transaction.
+        loop.call_soon(self._begin_to_drain)
         return await waiting.future
 
     def close(self) -> None:
@@ -173,10 +169,20 @@ class Database:
         for threads in pools:
             if threads:
                 threads.shutdown()
+        self._drain()
         with self._lock:
             engine, self._engine = self._engine, None
         if engine:
             engine.dispose()
+
+    def _begin_to_drain(self) -> None:
+        with self._lock:
+            if self._draining or not self._waiting:
+                return
+            self._draining = True
+            if self._writer is None:
+                self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
+            self._writer.submit(self._drain)
 
     def _drain(self) -> None:
         while batch := self._take():
