@@ -17,7 +17,11 @@ from .wire import dump_json
 
 # %% ../nbs/037_hosted_calls.ipynb #1d517d29
 SERVER_LABEL = "agent_kit"
+
+
 _OUTPUT = "function_call_output"
+
+
 _ADDED = "response.output_item.added"
 
 
@@ -31,7 +35,7 @@ def _begun(call: Mapping[str, Any]) -> dict[str, Any]:
         "error": None,
     }
 
-
+# %% ../nbs/037_hosted_calls.ipynb #0983da41
 def _text(output: str | list[dict[str, Any]]) -> str:
     if isinstance(output, str):
         return output
@@ -39,7 +43,7 @@ def _text(output: str | list[dict[str, Any]]) -> str:
         part["text"] if "text" in part else dump_json(part).decode() for part in output
     )
 
-
+# %% ../nbs/037_hosted_calls.ipynb #2e4bdd14
 def _answer(result: Mapping[str, Any]) -> dict[str, Any]:
     text = _text(result["output"])
     if result["status"] == "completed":
@@ -220,17 +224,17 @@ class HostedCalls:
         return self._retelling.whole(self._inner.body)
 
 # %% ../nbs/037_hosted_calls.ipynb #4c56c2ba
-_UNFINISHED = "The call was not finished."
-
-
 def _is_hosted(item: Mapping[str, Any]) -> bool:
     return item.get("type") == "mcp_call" and item.get("server_label") == SERVER_LABEL
 
-
+# %% ../nbs/037_hosted_calls.ipynb #b59801a7
 def _told_result(item: Mapping[str, Any]) -> str | None:
     error = item.get("error")
     told = (item.get("output"), error.get("content") if isinstance(error, dict) else error)
     return next((text for text in told if isinstance(text, str)), None)
+
+# %% ../nbs/037_hosted_calls.ipynb #af240d33
+_UNFINISHED = "The call was not finished."
 
 
 def _pair(item: Mapping[str, Any], answered: set[str]) -> list[dict[str, Any]]:
@@ -245,7 +249,7 @@ def _pair(item: Mapping[str, Any], answered: set[str]) -> list[dict[str, Any]]:
         {"type": _OUTPUT, "call_id": call_id, "output": _UNFINISHED if result is None else result},
     ]
 
-
+# %% ../nbs/037_hosted_calls.ipynb #a0ab9c87
 def expand_hosted_calls(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return `items` with each call of an agent's own tool as the pair that agents know."""
     if not any(map(_is_hosted, items)):

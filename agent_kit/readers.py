@@ -16,7 +16,6 @@ from .wire import RequestError
 
 # %% ../nbs/035_readers.ipynb #7d591953
 Piece = dict[str, Any]
-_LIMITS = {"max_output_tokens": "length", "content_filter": "content_filter"}
 
 
 class Reader(Protocol):
@@ -33,7 +32,7 @@ def _choice(delta: Piece, reason: str | None = None, logprobs: Any = None) -> Pi
         choice["logprobs"] = {"content": logprobs}
     return {"choices": [choice]}
 
-
+# %% ../nbs/035_readers.ipynb #8c95f196
 class _Joined:
     """Several texts on their way into one."""
 
@@ -68,13 +67,20 @@ def _nested_annotation(annotation: Piece, shift: int) -> Piece:
             inner[name] += shift
     return {"type": kind, kind: inner}
 
-
+# %% ../nbs/035_readers.ipynb #20e876f5
 def _flat_annotation(annotation: Any) -> Any:
     kind = annotation.get("type") if isinstance(annotation, dict) else None
     inner = annotation.get(kind) if isinstance(kind, str) else None
     return {"type": kind, **inner} if isinstance(inner, dict) else annotation
 
 # %% ../nbs/035_readers.ipynb #5e185749
+def _chat_call(item: Piece) -> Piece:
+    custom = item["type"] == "custom_tool_call"
+    kind, grows = ("custom", "input") if custom else ("function", "arguments")
+    inner = {"name": item["name"], grows: item[grows]}
+    return {"id": item["call_id"], "type": kind, kind: inner}
+
+# %% ../nbs/035_readers.ipynb #76a4a5d4
 _OUTPUTS = ("function_call_output", "custom_tool_call_output")
 
 
@@ -100,13 +106,6 @@ class _Calls:
             for index, item in enumerate(self._waiting.values())
         ]
 
-
-def _chat_call(item: Piece) -> Piece:
-    custom = item["type"] == "custom_tool_call"
-    kind, grows = ("custom", "input") if custom else ("function", "arguments")
-    inner = {"name": item["name"], grows: item[grows]}
-    return {"id": item["call_id"], "type": kind, kind: inner}
-
 # %% ../nbs/035_readers.ipynb #24d24abd
 class AgentFailed(RequestError):
     """An agent said that it failed, to a caller whose protocol knows no failed answer."""
@@ -116,6 +115,9 @@ class AgentFailed(RequestError):
         status = 429 if code == "rate_limit_exceeded" else 500
         message = error.get("message") or "The agent failed."
         super().__init__(message, code=code, status=status, type="server_error")
+
+# %% ../nbs/035_readers.ipynb #4356e35a
+_LIMITS = {"max_output_tokens": "length", "content_filter": "content_filter"}
 
 # %% ../nbs/035_readers.ipynb #4ee451a5
 class ResponseReader:
@@ -182,13 +184,15 @@ class ResponseReader:
 
 # %% ../nbs/035_readers.ipynb #53958ca9
 _THOUGHTS = ("reasoning_content", "reasoning")
+
+
 _SAID = ("role", "content", "refusal", "annotations", "tool_calls", "function_call", *_THOUGHTS)
 
 
 def _text_event(kind: str, delta: str, **more: Any) -> Piece:
     return {"type": f"response.{kind}.delta", "delta": delta, **more}
 
-
+# %% ../nbs/035_readers.ipynb #18acb6ed
 def _part_events(part: Any) -> list[Piece]:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind in ("text", "output_text"):
@@ -200,7 +204,7 @@ def _part_events(part: Any) -> list[Piece]:
         return [_text_event("reasoning_summary_text", thought["text"]) for thought in thoughts]
     raise AgentOutputError(f"a Response has no words for this part of a message: {described(part)}")
 
-
+# %% ../nbs/035_readers.ipynb #b6f63f3f
 def _delta_events(delta: Piece, logprobs: Any) -> list[Piece]:
     content = delta.get("content")
     thoughts = [delta[name] for name in _THOUGHTS if isinstance(delta.get(name), str)]
@@ -218,6 +222,10 @@ def _delta_events(delta: Piece, logprobs: Any) -> list[Piece]:
     return pieces
 
 # %% ../nbs/035_readers.ipynb #03adf65d
+def _item_done(item: Piece) -> Piece:
+    return {"type": "response.output_item.done", "item": item}
+
+
 def call_item(call: Piece) -> Piece:
     """Say a whole call of chat completions as an item of the Responses API that is done."""
     kind = "custom" if call.get("type") == "custom" else "function"
@@ -225,11 +233,7 @@ def call_item(call: Piece) -> Piece:
     item.update({"call_id": call["id"], **call[kind]})
     return _item_done(item)
 
-
-def _item_done(item: Piece) -> Piece:
-    return {"type": "response.output_item.done", "item": item}
-
-
+# %% ../nbs/035_readers.ipynb #74948b85
 def _end_event(reason: str | None, body: Piece, outputs: Piece | None) -> Piece:
     limit = next((limit for limit, ending in _LIMITS.items() if ending == reason), None)
     response = {

@@ -105,7 +105,7 @@ def _hub_request(request: Request, face: str) -> ResponsesRequest:
         return chat_to_responses(request)
     raise RequestError(f"A request in the form {face} needs an agent of that form.", param="task")
 
-
+# %% ../nbs/036_translation.ipynb #cb1aede3
 def _answer_as_response(
     request: ResponsesRequest, agent: str, outer: ResponseAssembler
 ) -> tuple[Request, Assembler]:
@@ -118,6 +118,13 @@ def _answer_as_response(
         messages = ChatAgentAssembler(asked)
         return asked, _Translated(messages, MessageReader(messages), outer)
     return request, outer
+
+# %% ../nbs/036_translation.ipynb #16efde46
+def _with_trace(request: ResponsesRequest, trace_id: str) -> ResponsesRequest:
+    metadata = request.metadata or {}
+    if not trace_id or len(metadata) > 15:
+        return request
+    return request.model_copy(update={"metadata": {**metadata, "trace_id": trace_id}})
 
 # %% ../nbs/036_translation.ipynb #0d6e8f15
 def make_assembler(
@@ -144,10 +151,3 @@ def make_assembler(
         tools = [flat_tool(tool)["name"] for tool in request.tools]
         return received, _Translated(response, ResponseReader(tools), ChatAssembler(request))
     return received, response
-
-# %% ../nbs/036_translation.ipynb #16efde46
-def _with_trace(request: ResponsesRequest, trace_id: str) -> ResponsesRequest:
-    metadata = request.metadata or {}
-    if not trace_id or len(metadata) > 15:
-        return request
-    return request.model_copy(update={"metadata": {**metadata, "trace_id": trace_id}})
