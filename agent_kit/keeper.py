@@ -13,18 +13,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from .conversation_store import forget_conversations
-from .sections import StoreSettings
-from agent_kit.store import (
+from agent_kit.run_store import (
     StoredRun,
     beat,
     beats,
     cancelled_runs,
-    forget_chains,
     orphaned_runs,
     remove_worker,
     runs_of,
-    used_bytes,
 )
+from .sections import StoreSettings
+from .store import forget_chains, used_bytes
 from .store_schema import StoreError
 from .stored_runs import RunHub
 

@@ -12,17 +12,8 @@ from typing import Any, Protocol
 
 from .conversation_store import Appended
 from .database import Database, StoreConflict
-from agent_kit.store import (
-    EventBatch,
-    NewResponse,
-    RunEnd,
-    RunStart,
-    add_events,
-    add_responses,
-    begin_runs,
-    end_runs,
-    read_on,
-)
+from .run_store import RunEnd, RunStart, begin_runs, end_runs, read_on
+from .store import EventBatch, NewResponse, add_events, add_responses
 from .store_schema import StoreError
 from .wire import dump_json
 

@@ -26,22 +26,18 @@ from .items import check_outputs_have_calls
 from .keeper import Keeper
 from .protocol import RequestError, ResponsesRequest, dump_json, parse_request
 from .run_log import follow_stored, line_type
+from .run_store import RunEnd, end_runs, read_on, request_cancel, take_over
+from .run_store import StoredRun as DeadRun
 from .runs import AgentService, AnyRun
 from agent_kit.store import (
     NewResponse,
-    RunEnd,
     StoredResponse,
     delete_response,
-    end_runs,
     find_items,
     get_chain,
     get_events,
     get_response,
-    read_on,
-    request_cancel,
-    take_over,
 )
-from .store import StoredRun as DeadRun
 from .stored_runs import RunHub, StoredRun
 
 # %% ../nbs/106_state.ipynb #836ce235

@@ -18,8 +18,9 @@ from .context import RequestContext
 from .conversation_store import Appended, append_items
 from .database import Database
 from .run_log import RunLog, RunLost
+from .run_store import RunStart, beat
 from .runs import Run, RunFailed
-from .store import NewResponse, RunStart, add_responses, beat
+from .store import NewResponse, add_responses
 from .store_schema import StoreError
 from .tracing import RequestTrace
 from .translation import Assembler

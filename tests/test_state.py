@@ -367,7 +367,7 @@ def test_a_response_under_way_shows_the_items_that_are_done(client):
 @on_both
 def test_a_follower_of_a_long_run_is_shown_what_is_no_longer_in_memory(url, client, monkeypatch):
     monkeypatch.setattr("agent_kit.run_log._MOST_SHOWN", 3)
-    monkeypatch.setattr("agent_kit.store._BATCHES_AT_ONCE", 2)
+    monkeypatch.setattr("agent_kit.run_store._BATCHES_AT_ONCE", 2)
     created = ask(client, "count for ever", background=True)
     first, again = (read_events(url, created.id, 30) for _ in range(2))
     assert again == first
