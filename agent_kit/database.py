@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agent_kit.store_schema import (
+    StoreError,
     connect_to_write,
     explain_database_error,
     make_engine,
@@ -72,8 +73,17 @@ def _store_all(transact: Callable[..., Any], batch: list[_Waiting]) -> None:
         if len(batch) == 1:
             batch[0].outcome = error
         else:
-            for waiting in batch:
-                _store_all(transact, [waiting])
+            _store_each(transact, batch)
+
+
+def _store_each(transact: Callable[..., Any], batch: list[_Waiting]) -> None:
+    remaining = iter(batch)
+    for waiting in remaining:
+        _store_all(transact, [waiting])
+        if isinstance(waiting.outcome, StoreError):
+            # Each would wait for the lock in its turn, and all who come later behind them.
+            for untried in remaining:
+                untried.outcome = waiting.outcome
 
 # %% ../nbs/082_database.ipynb #890a917d
 class StoreConflict(Exception):

@@ -40,12 +40,14 @@ _BATCH = 200
 class _Seen:
     beats: int
     at: float
+    looks: int = 0
 
 
 class Watch:
     """Notices workers whose beats stand still.
 
-    lease: for how many seconds they have to.
+    lease: for how many seconds they have to, and for several looks: while the store is away from
+    the watcher, it is away from the others too.
     """
 
     def __init__(self, lease: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -57,9 +59,15 @@ class Watch:
         now = self._clock()
         self._seen = {name: seen for name, seen in self._seen.items() if name in found}
         for name, count in found.items():
-            if name not in self._seen or self._seen[name].beats != count:
+            seen = self._seen.get(name)
+            if seen is None or seen.beats != count:
                 self._seen[name] = _Seen(count, now)
-        return [name for name, seen in self._seen.items() if now - seen.at > self._lease]
+            else:
+                seen.looks += 1
+        return [name for name, seen in self._seen.items() if self._is_over(seen, now)]
+
+    def _is_over(self, seen: _Seen, now: float) -> bool:
+        return now - seen.at > self._lease and seen.looks >= _BEATS_A_LEASE
 
 # %% ../nbs/105_keeper.ipynb #7c1de2aa
 def _adopt_each(runs: Iterable[StoredRun], adopt: Callable[[StoredRun], None]) -> None:

@@ -130,6 +130,27 @@ def test_a_locked_database_is_a_clear_error_and_loses_nothing(tmp_path, impatien
         assert httpx2.post(f"{url}/v1/responses", json=follow).status_code == 200
 
 
+def test_writes_that_wait_for_a_locked_database_do_not_wait_for_each_other(tmp_path, monkeypatch):
+    busy, count = 0.5, 40
+    monkeypatch.setattr(store_schema, "_BUSY_SECONDS", busy)
+    database = Database(file_url(tmp_path))
+    database.open()
+
+    async def write_all():
+        writes = [database.write(lambda connection, items: None, n) for n in range(count)]
+        return await asyncio.gather(*writes, return_exceptions=True)
+
+    with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        begun = time.monotonic()
+        refused = asyncio.run(write_all())
+        assert time.monotonic() - begun < count * busy / 2
+        other.rollback()
+    assert {getattr(error, "code", error) for error in refused} == {"store_busy"}
+    assert asyncio.run(write_all()) == [None] * count
+    database.close()
+
+
 def test_old_chains_are_forgotten_as_a_whole_and_too_large_ones_first(tmp_path):
     server = make_server()
     with server.serve() as url:

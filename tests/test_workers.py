@@ -1,9 +1,11 @@
 """Several workers on one store, and what happens when they are killed."""
 
+import contextlib
 import json
 import os
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -203,6 +205,19 @@ def test_a_killed_workers_run_is_ended_by_another(tmp_path):
         assert ended["error"]["code"] == "server_error"
         assert "worker" in ended["error"]["message"]
         check_stream(cluster.events(running))
+
+
+def test_an_outage_of_the_store_takes_no_worker_for_dead(tmp_path):
+    with Cluster(tmp_path, workers=4) as cluster:
+        taken = [cluster.post(input="take 8", background=True)["id"] for _ in range(8)]
+        for response_id in taken:
+            cluster.first_words(response_id)
+        with contextlib.closing(sqlite3.connect(tmp_path / ".agent_kit/store.db")) as other:
+            other.execute("BEGIN IMMEDIATE")
+            time.sleep(2 * LEASE)  # nobody can tell that it is alive
+            other.rollback()
+        ended = [cluster.wait_for_end(response_id) for response_id in taken]
+        assert {response["status"] for response in ended} == {"completed"}
 
 
 def test_a_killed_workers_run_is_repeated_where_the_agent_is_resumable(tmp_path):
