@@ -95,11 +95,11 @@ def _is_outage(error: Exception) -> bool:
         return error.get_http_status_code() in _OUTAGE_STATUSES
     return isinstance(error, (OutageError, OSError))
 
-
+# %% ../nbs/046_drain.ipynb #00032f52
 def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
-
+# %% ../nbs/046_drain.ipynb #2548d009
 def store_separately(store: TraceStore, records: list[bytes]) -> list[bytes]:
     "Store records one by one; return those that MLflow refuses, raise if it takes none."
     refused = []
@@ -153,11 +153,6 @@ class PatientStore:
         return []
 
 # %% ../nbs/046_drain.ipynb #2e15b637
-_POLL_SECONDS = 0.1
-_LONGEST_PAUSE_SECONDS = 10.0
-_SET_ASIDE_MAX_BYTES = 10_000_000
-
-
 @dataclass
 class DrainState:
     """What the drain tells the writers.
@@ -186,11 +181,18 @@ class DrainState:
         path.write_text(json.dumps(asdict(self)))
         path.replace(directory / "drain.json")
 
+# %% ../nbs/046_drain.ipynb #eea5412f
+_SET_ASIDE_MAX_BYTES = 10_000_000
+
 
 def _set_aside(directory: Path, records: list[bytes]) -> None:
     with (directory / "refused.txt").open("ab") as file:
         if file.tell() < _SET_ASIDE_MAX_BYTES:
             file.writelines(record + b"\n" for record in records)
+
+# %% ../nbs/046_drain.ipynb #5e81c7cc
+_POLL_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 10.0
 
 # %% ../nbs/046_drain.ipynb #9675b4c0
 @dataclass
@@ -275,7 +277,7 @@ def _cut_off_when_alone(lifetime: Lifetime) -> None:
         time.sleep(1)
     os._exit(1)
 
-
+# %% ../nbs/046_drain.ipynb #af23a297
 def _take_lock(path: Path) -> bool:
     "Become the one drain; a writer that looks whether there is one may hold the lock briefly."
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, mode=0o600)
@@ -285,7 +287,7 @@ def _take_lock(path: Path) -> bool:
         time.sleep(0.05)
     return False
 
-
+# %% ../nbs/046_drain.ipynb #a1c024cc
 def main() -> None:
     "Be the drain of the project whose settings arrive as JSON on standard input."
     settings = Settings.model_validate_json(sys.stdin.read())
@@ -301,6 +303,24 @@ def main() -> None:
     drain = Drain(settings)
     threading.Thread(target=_cut_off_when_alone, args=[drain.lifetime], daemon=True).start()
     drain.run()
+
+# %% ../nbs/046_drain.ipynb #170fed05
+def _start_drain(settings: Settings) -> "subprocess.Popen[bytes]":
+    log_path = settings.mlflow.spool_dir / "drain.log"
+    begin_anew = log_path.exists() and log_path.stat().st_size > 1_000_000
+    with log_path.open("wb" if begin_anew else "ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", "from agent_kit.drain import main; main()"],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            cwd=settings.project_dir,
+            start_new_session=True,
+        )
+    assert process.stdin
+    with suppress(BrokenPipeError), process.stdin:
+        process.stdin.write(settings.model_dump_json().encode())
+    return process
 
 # %% ../nbs/046_drain.ipynb #77856215
 class DrainKeeper:
@@ -338,21 +358,3 @@ class DrainKeeper:
             self._process.wait(timeout)
             return True
         return False
-
-# %% ../nbs/046_drain.ipynb #170fed05
-def _start_drain(settings: Settings) -> "subprocess.Popen[bytes]":
-    log_path = settings.mlflow.spool_dir / "drain.log"
-    begin_anew = log_path.exists() and log_path.stat().st_size > 1_000_000
-    with log_path.open("wb" if begin_anew else "ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-c", "from agent_kit.drain import main; main()"],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            cwd=settings.project_dir,
-            start_new_session=True,
-        )
-    assert process.stdin
-    with suppress(BrokenPipeError), process.stdin:
-        process.stdin.write(settings.model_dump_json().encode())
-    return process

@@ -38,34 +38,20 @@ def _import_mlflow_client() -> type["MlflowClient"]:
 
     return MlflowClient
 
-
+# %% ../nbs/044_mlflow_setup.ipynb #13701567
 def _is_databricks(settings: Settings) -> bool:
     return settings.mlflow.tracking_uri.startswith("databricks")
 
-
+# %% ../nbs/044_mlflow_setup.ipynb #7ac7c0f4
 def _experiment_name(settings: Settings) -> str:
     name = settings.mlflow.experiment
     return f"/Shared/{name}" if _is_databricks(settings) and not name.startswith("/") else name
 
-
+# %% ../nbs/044_mlflow_setup.ipynb #4319f382
 def _artifact_location(settings: Settings) -> str | None:
     if not settings.mlflow.tracking_uri.startswith("sqlite:"):
         return None
     return (settings.project_dir / "mlruns" / settings.mlflow.experiment).as_uri()
-
-
-def open_experiment(settings: Settings) -> str:
-    """Return the id of the experiment that the settings name, after making it if need be.
-
-    Creates the store's tables too. Safe to call from several processes at once.
-    Raises `SettingsError` where `experiment_id` does not exist or the experiment is deleted.
-    """
-    client_class = _import_mlflow_client()
-    with mlflow_lock(settings):
-        client = client_class(settings.mlflow.tracking_uri, settings.mlflow.registry_uri)
-        if settings.mlflow.experiment_id:
-            return _check_experiment(client, settings.mlflow.experiment_id)
-        return _named_experiment(client, _experiment_name(settings), _artifact_location(settings))
 
 # %% ../nbs/044_mlflow_setup.ipynb #4f9ea955
 def _check_experiment(client: "MlflowClient", experiment_id: str) -> str:
@@ -81,7 +67,7 @@ def _check_experiment(client: "MlflowClient", experiment_id: str) -> str:
         raise SettingsError(f"[mlflow] experiment_id {experiment_id} is deleted; restore it")
     return experiment_id
 
-
+# %% ../nbs/044_mlflow_setup.ipynb #222a7560
 def _named_experiment(client: "MlflowClient", name: str, artifact_location: str | None) -> str:
     from mlflow.exceptions import MlflowException
 
@@ -98,6 +84,20 @@ def _named_experiment(client: "MlflowClient", name: str, artifact_location: str 
         raise SettingsError(f"[mlflow] experiment {name} is deleted; restore it or name another")
     return experiment.experiment_id
 
+# %% ../nbs/044_mlflow_setup.ipynb #c08067a1
+def open_experiment(settings: Settings) -> str:
+    """Return the id of the experiment that the settings name, after making it if need be.
+
+    Creates the store's tables too. Safe to call from several processes at once.
+    Raises `SettingsError` where `experiment_id` does not exist or the experiment is deleted.
+    """
+    client_class = _import_mlflow_client()
+    with mlflow_lock(settings):
+        client = client_class(settings.mlflow.tracking_uri, settings.mlflow.registry_uri)
+        if settings.mlflow.experiment_id:
+            return _check_experiment(client, settings.mlflow.experiment_id)
+        return _named_experiment(client, _experiment_name(settings), _artifact_location(settings))
+
 # %% ../nbs/044_mlflow_setup.ipynb #d8d4d240
 def git_commit(project_dir: Path) -> str | None:
     "The commit of the running code, 40 hexadecimal digits, if it can be known."
@@ -110,7 +110,7 @@ def git_commit(project_dir: Path) -> str | None:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
 
-
+# %% ../nbs/044_mlflow_setup.ipynb #f54fbc61
 def version_name(commit: str | None) -> str:
     "The name of the agent's version in MLflow: the app's name and the commit."
     app = os.environ.get("DATABRICKS_APP_NAME", "local")
@@ -129,7 +129,7 @@ def _find_version(experiment_id: str, name: str) -> "LoggedModel | None":
     )
     return found[0] if found else None
 
-
+# %% ../nbs/044_mlflow_setup.ipynb #fe11d65e
 def _open_version(experiment_id: str, name: str, commit: str | None) -> "LoggedModel":
     import mlflow
 
@@ -178,7 +178,7 @@ def setup_mlflow(register_model_to_uc: bool = False) -> "LoggedModel":
     mlflow.set_active_model(model_id=model.model_id)
     return model
 
-
+# %% ../nbs/044_mlflow_setup.ipynb #61d7beb0
 def active_model_id() -> str | None:
     "The id of the version that traces belong to, without importing MLflow."
     if mlflow := sys.modules.get("mlflow"):

@@ -25,7 +25,7 @@ def list_segments(directory: Path) -> list[Path]:
         return sorted(path for path in directory.iterdir() if path.suffix == _SUFFIX)
     return []
 
-
+# %% ../nbs/042_spool.ipynb #40b35649
 def try_lock(descriptor: int) -> bool:
     "Take the lock of an open file if nobody holds it; the end of the process gives it back."
     try:
@@ -34,7 +34,7 @@ def try_lock(descriptor: int) -> bool:
         return False
     return True
 
-
+# %% ../nbs/042_spool.ipynb #1534860f
 def is_locked(path: Path) -> bool:
     "Whether a process holds the lock of the file; False where there is no such file."
     try:
@@ -86,7 +86,7 @@ def spool_bytes(directory: Path) -> int:
             total += path.stat().st_size
     return total
 
-
+# %% ../nbs/042_spool.ipynb #e384483a
 def _segment_bytes(max_bytes: int) -> int:
     return min(4_000_000, max_bytes // 32)
 
@@ -167,7 +167,7 @@ class Batch:
         self.offsets[segment] = end
         self.size += len(line)
 
-
+# %% ../nbs/042_spool.ipynb #8615f554
 def _read_lines(path: Path, offset: int) -> Iterator[bytes]:
     "The whole lines of a file from `offset` on, with their line breaks."
     with path.open("rb") as file:
@@ -177,7 +177,7 @@ def _read_lines(path: Path, offset: int) -> Iterator[bytes]:
                 return
             yield line
 
-
+# %% ../nbs/042_spool.ipynb #bc047e43
 def _delete_if_done(path: Path, offset: int) -> bool:
     "Delete a segment if no record is left in it; return whether half a record was."
     if next(_read_lines(path, offset), None) is not None:
