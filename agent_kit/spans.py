@@ -32,7 +32,7 @@ class ForeignSpan(Protocol):
 
     def get_span_context(self) -> Any: ...
 
-
+# %% ../nbs/048_spans.ipynb #5f433222
 class Mirror(Protocol):
     "The image of a span in another library, where others may add to it."
 
@@ -42,14 +42,16 @@ class Mirror(Protocol):
     def end(self, span: "Span") -> None:
         "Take over into `span` what others have added."
 
-
+# %% ../nbs/048_spans.ipynb #b9b5e225
 _current: ContextVar["Span | None"] = ContextVar("agent_kit_span", default=None)
-_foreign_span: Callable[[], ForeignSpan | None] | None = None
 
 
 def current_span() -> "Span | None":
     "The span that encloses the running code."
     return _current.get()
+
+# %% ../nbs/048_spans.ipynb #11d3a762
+_foreign_span: Callable[[], ForeignSpan | None] | None = None
 
 
 def follow_foreign_spans(lookup: Callable[[], ForeignSpan | None]) -> None:
@@ -129,7 +131,7 @@ def _token_usage(usage: dict[str, Any] | None) -> dict[str, int] | None:
         counts["cache_read_input_tokens"] = cached
     return counts
 
-
+# %% ../nbs/048_spans.ipynb #55bf9a01
 def _span_dict(span: _SpanState) -> dict[str, Any]:
     "A span as MLflow's `Span.to_dict()` writes it."
     code = "STATUS_CODE_OK" if span.status == "OK" else "STATUS_CODE_ERROR"
@@ -193,7 +195,6 @@ class Span(_SpanState):
         self.end()
 
 # %% ../nbs/048_spans.ipynb #ed95519b
-_MAX_SPANS = 1000
 _MAX_RECORD_BYTES = 4_000_000
 
 
@@ -209,6 +210,9 @@ def _encode_record(info: dict[str, Any] | None, spans: list[dict[str, Any]]) -> 
     return to_json({"info": info, "data": {"spans": spans}})
 
 # %% ../nbs/048_spans.ipynb #5ab22969
+_MAX_SPANS = 1000
+
+
 class TraceRecord:
     """The spans of one trace, in progress.
 
@@ -245,6 +249,18 @@ class TraceRecord:
             self.finished = True
         self._emit(self.trace_id, _encode_record(info, self._spans))
 
+# %% ../nbs/048_spans.ipynb #071b19d7
+def enter(span: Span) -> "Token[Span | None]":
+    "Make a span the current one until its token is given to `leave`."
+    return _current.set(span)
+
+# %% ../nbs/048_spans.ipynb #e0057ca5
+def leave(token: "Token[Span | None]") -> None:
+    "Undo `enter`."
+    # A generator may be closed by another task, whose context was never changed.
+    with suppress(ValueError):
+        _current.reset(token)
+
 # %% ../nbs/048_spans.ipynb #7a58d494
 class _Step:
     "The context manager behind `span`."
@@ -265,18 +281,6 @@ class _Step:
             leave(self._token)
         self._span.close(error)
 
-
-def enter(span: Span) -> "Token[Span | None]":
-    "Make a span the current one until its token is given to `leave`."
-    return _current.set(span)
-
-
-def leave(token: "Token[Span | None]") -> None:
-    "Undo `enter`."
-    # A generator may be closed by another task, whose context was never changed.
-    with suppress(ValueError):
-        _current.reset(token)
-
 # %% ../nbs/048_spans.ipynb #a9c35498
 _nowhere = TraceRecord("off", emit=lambda trace_id, line: None)
 _nowhere.finished = True
@@ -294,7 +298,7 @@ def start_span(name: str, *, span_type: str = "TOOL", inputs: object = None) -> 
         step.set_inputs(inputs)
     return step
 
-
+# %% ../nbs/048_spans.ipynb #704f85f2
 def span(name: str, *, span_type: str = "TOOL", inputs: object = None) -> _Step:
     """Begin a step of the current trace: `with span("search") as step: ...`.
 

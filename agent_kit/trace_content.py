@@ -30,7 +30,7 @@ def _to_plain(value: object) -> object:
         return f"<{len(value)} bytes>"
     return repr(value)
 
-
+# %% ../nbs/047_trace_content.ipynb #53c9eb24
 def to_json(value: object) -> bytes:
     "Any value as JSON, what JSON does not know as text."
     try:
@@ -43,7 +43,6 @@ def to_json(value: object) -> bytes:
 
 # %% ../nbs/047_trace_content.ipynb #e96a055d
 Content = Literal["full", "redacted", "off"]
-_MAX_VALUE_BYTES = 200_000
 _SAFE_KEYS = {"type", "role", "status"}
 
 
@@ -56,6 +55,9 @@ def _outline(value: Any, key: object = None) -> Any:
     if isinstance(value, str) and key not in _SAFE_KEYS:
         return f"<{len(value)} characters>"
     return value
+
+# %% ../nbs/047_trace_content.ipynb #0ea4f0b5
+_MAX_VALUE_BYTES = 200_000
 
 
 def encode_value(value: object, content: Content = "full") -> str:
@@ -81,13 +83,13 @@ def error_parts(error: BaseException | str) -> tuple[str, str, str]:
         return name, message, error
     return "Error", last_line, error
 
-
+# %% ../nbs/047_trace_content.ipynb #eedde7de
 def error_message(parts: tuple[str, str, str], content: Content, cancelled: bool) -> str:
     "What a span's status says of an error: its type, and its message where content is kept."
     message = f"{parts[0]}: {parts[1]}" if content == "full" else parts[0]
     return redact(f"cancelled ({message})" if cancelled else message)[:1000]
 
-
+# %% ../nbs/047_trace_content.ipynb #2cba7717
 def error_event(parts: tuple[str, str, str], content: Content) -> dict[str, Any]:
     "The event of an exception as OpenTelemetry has it, as much of it as may be kept."
     names = ("exception.type", "exception.message", "exception.stacktrace")
@@ -111,7 +113,7 @@ def _parse(text: object) -> object:
     except ValueError:
         return text
 
-
+# %% ../nbs/047_trace_content.ipynb #fee40245
 def _clean_event(event: dict[str, Any], content: Content) -> dict[str, Any]:
     attributes = {
         key: redact(value)[:20_000] if isinstance(value, str) else value
@@ -120,7 +122,7 @@ def _clean_event(event: dict[str, Any], content: Content) -> dict[str, Any]:
     }
     return event | {"attributes": attributes}
 
-
+# %% ../nbs/047_trace_content.ipynb #a37d6c0a
 def clean_span(span: dict[str, Any], content: Content) -> dict[str, Any]:
     "A span in the form of MLflow's `Span.to_dict()`, without what may not be kept."
     message = span["status"]["message"] or ""
