@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DatasetError', 'Case', 'make_case', 'load_cases', 'save_cases', 'append_case', 'history_item',
-           'case_from_conversation', 'cases_from_traces', 'cases_from_table', 'cases_digest']
+           'case_from_conversation', 'cases_from_traces', 'cases_from_table', 'make_cases', 'cases_digest']
 
 # %% ../nbs/150_datasets.ipynb #7eedb56e
 import fcntl
@@ -14,7 +14,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -200,12 +200,20 @@ def _read(path: Path, text: str) -> list[Case]:
     return [case for _, case in read if isinstance(case, Case)]
 
 # %% ../nbs/150_datasets.ipynb #5751fb44
+_TABLES = (".csv", ".tsv", ".xlsx", ".parquet")
+
+
 def load_cases(path: str | os.PathLike[str]) -> list[Case]:
     """Read the cases of a JSONL file, in order.
 
     Raises DatasetError that names each broken line, a missing file or a file without cases.
     """
     path = Path(path)
+    if path.suffix in _TABLES:
+        raise DatasetError(
+            f"{path} is a table, and a dataset JSONL: read it with pandas, name its columns to "
+            "cases_from_table, and evaluate those or save_cases them"
+        )
     try:
         cases = _read(path, path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
@@ -401,6 +409,15 @@ def _filled(value: Any) -> dict[str, Any]:
         raise DatasetError(f"expected an object, not {value!r}")
     return {key: each for key, each in value.items() if each is not None}
 
+
+@contextmanager
+def _in_row(number: int) -> Iterator[None]:
+    """Say in which row the case is that cannot be used."""
+    try:
+        yield
+    except DatasetError as error:
+        raise DatasetError(f"row {number}: {error}") from error
+
 # %% ../nbs/150_datasets.ipynb #88d9790d
 def cases_from_table(
     table: Any, *, inputs: str = "inputs", expectations: Mapping[str, str] | None = None
@@ -419,15 +436,31 @@ def cases_from_table(
     columns = {"inputs": inputs, "tags": "tags"}
     cases = []
     for number, record in enumerate(rows, start=1):
-        row = {name: _cell(record.get(column)) for name, column in columns.items()}
-        if expectations is None:
+        with _in_row(number):
+            if inputs not in record:
+                there = ", ".join(map(str, record))
+                raise DatasetError(f"{inputs!r} must be a column of the table; there is {there}")
+            row = {name: _cell(record.get(column)) for name, column in columns.items()}
             expected = _cell(record.get("expectations"))
-        else:
-            expected = {name: _plain(record.get(column)) for name, column in expectations.items()}
-        try:
+            if expectations is not None:
+                expected = {name: _plain(record.get(each)) for name, each in expectations.items()}
             cases.append(Case(row["inputs"], _filled(expected), _filled(row["tags"])))
-        except DatasetError as error:
-            raise DatasetError(f"row {number}: {error}") from error
+    return cases
+
+# %% ../nbs/150_datasets.ipynb #4bebba4d
+def make_cases(rows: Any) -> list[Case]:
+    """Return the cases of a table, or of rows that are anything `make_case` takes.
+
+    Raises DatasetError that names the row (counted from 1).
+    """
+    if any(hasattr(rows, name) for name in ("to_df", "toPandas", "to_dict")):
+        return cases_from_table(rows)
+    if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
+        raise DatasetError(f"a dataset is a JSONL file, a table or a list of rows, not {rows!r}")
+    cases = []
+    for number, row in enumerate(rows, start=1):
+        with _in_row(number):
+            cases.append(make_case(row))
     return cases
 
 # %% ../nbs/150_datasets.ipynb #5e185502

@@ -7,16 +7,18 @@ __all__ = ['Dataset', 'FindTrace', 'Baseline', 'read_dataset', 'read_scorers', '
 
 # %% ../nbs/190_evaluate.ipynb #2f165577
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from .answers import Progress, collect_answers
 from .checks import Answer, check_expectations
-from .datasets import Case, DatasetError, cases_digest, load_cases, make_case
+from .datasets import Case, DatasetError, cases_digest, load_cases, make_cases
 from agent_kit.evaluation import (
     Evaluation,
     EvaluationError,
@@ -38,14 +40,14 @@ Dataset = str | os.PathLike[str] | Iterable[object]
 def read_dataset(dataset: Dataset | None, settings: Settings) -> tuple[str, list[Case]]:
     """Return a dataset's name and its cases.
 
-    dataset: a JSONL file or rows; by default the settings'. Raises `DatasetError` where there are
-    none, where two have the same inputs, and where a check cannot read an expectation.
+    dataset: a JSONL file, rows or a table; by default the settings'. Raises `DatasetError` where
+    there are none, where two have the same inputs, and where a check cannot read an expectation.
     """
     if dataset is None or isinstance(dataset, str | os.PathLike):
         path = settings.evaluate.dataset if dataset is None else Path(dataset)
         name, cases = _shown(path, settings), load_cases(path)
     else:
-        name, cases = "rows", [make_case(row) for row in dataset]
+        name, cases = "rows", make_cases(dataset)
     if not cases:
         raise DatasetError("there are no cases to evaluate")
     if len({case.id for case in cases}) < len(cases):
@@ -85,14 +87,14 @@ def _judge_row(
     scorers: Sequence[Scorer], case: Case, repeat: int, answer: Answer, find_trace: FindTrace
 ) -> Row:
     def score(each: Scorer) -> Score:
-        trace = None
+        trace, problem = None, "there is no trace of the answer"
         if "trace" in each.parameters and answer.error is None:
             try:
-                trace = answer.trace_ids and find_trace(answer.trace_ids[-1])
+                trace = find_trace(answer.trace_ids[-1]) if answer.trace_ids else None
             except EvaluationError as error:
-                return Score(None, name=each.name, error=str(error))
-            if not trace and each.applies_to(case):
-                return Score(None, name=each.name, error="there is no trace of the answer")
+                problem = str(error)
+            if trace is None and each.needs_trace and each.applies_to(case):
+                return Score(None, name=each.name, error=problem)
         return judge(each, case, answer, trace)
 
     return Row(case, repeat, answer, tuple(map(score, scorers)))
@@ -157,9 +159,24 @@ def _at_least_one(name: str, given: int | None, default: int) -> int:
         raise EvaluationError(f"{name} must be at least 1, not {number}")
     return number
 
+# %% ../nbs/190_evaluate.ipynb #2bf2baa0
+def _unread_expectations(cases: Sequence[Case], scorers: Sequence[Scorer]) -> tuple[str, ...]:
+    """Return a note for each expectation that no scorer reads."""
+    if any(each.reads is None and {"expectations", "case"} & each.parameters for each in scorers):
+        return ()
+    read = {name for each in scorers for name in each.reads or ()}
+    counts = Counter(name for case in cases for name in case.expectations if name not in read)
+    return tuple(
+        f"no scorer reads the expectation {name!r} (cases: {count})"
+        + "".join(f"; did you mean {meant!r}?" for meant in get_close_matches(name, read, 1, 0.8))
+        for name, count in counts.items()
+    )
+
 # %% ../nbs/190_evaluate.ipynb #500bcb4d
 def _plan(
     name: str | None,
+    cases: Sequence[Case],
+    repeats: int,
     scorers: Sequence[Scorer],
     thresholds: Iterable[str | Threshold] | None,
     baseline: Baseline | None,
@@ -168,13 +185,17 @@ def _plan(
     """Return the evaluation as it is before anything was asked."""
     wanted = settings.evaluate.thresholds if thresholds is None else thresholds
     gate = [each if isinstance(each, Threshold) else read_threshold(each) for each in wanted]
-    refuse_unknown_metrics(gate, [each.name for each in scorers], baseline is not None)
+    before = find_baseline(baseline, settings)
+    known = {row.case.id for row in before.rows} if before else set()
+    is_comparable = any(case.id in known for case in cases)
+    refuse_unknown_metrics(gate, [each.name for each in scorers], is_comparable, repeats)
     return Evaluation(
         name=name or f"evaluation {datetime.now():%Y-%m-%d %H:%M:%S}",
         rows=(),
         scorers={each.name: each.measures for each in scorers},
         thresholds=tuple(gate),
-        baseline=find_baseline(baseline, settings),
+        baseline=before,
+        notes=_unread_expectations(cases, scorers),
     )
 
 # %% ../nbs/190_evaluate.ipynb #690ef132
@@ -234,11 +255,12 @@ def evaluate(
 ) -> Evaluation:
     """Ask an agent every case of a dataset, judge the answers, compare and keep the result.
 
-    server: by default that of `[server] app`; dataset: a JSONL file or rows; scorers: functions,
-    scorers, or MLflow's; repeats: how often each case is asked; workers: how many at the same
-    time; thresholds: such as `correctness >= 0.9`; baseline: an evaluation, a JSON file, the id
-    of an MLflow run or `latest`; name: for people; log: whether to keep it in MLflow; progress:
-    called with the answers so far and the answers wanted. What is not given is the settings'.
+    server: by default that of `[server] app`; dataset: a JSONL file, rows, or a table as
+    `cases_from_table` takes it; scorers: functions, scorers, or MLflow's; repeats: how often each
+    case is asked; workers: how many at the same time; thresholds: such as `correctness >= 0.9`;
+    baseline: an evaluation, a JSON file, the id of an MLflow run or `latest`; name: for people;
+    log: whether to keep it in MLflow; progress: called with the answers so far and the answers
+    wanted. What is not given is the settings'.
     Raises `DatasetError`, `ThresholdError` or `EvaluationError` before anything is asked.
     """
     server = server or load_server(get_settings().server.app)
@@ -247,7 +269,7 @@ def evaluate(
     workers = _at_least_one("workers", workers, settings.evaluate.workers)
     dataset_name, cases = read_dataset(dataset, settings)
     chosen = read_scorers(scorers)
-    planned = _plan(name, chosen, thresholds, baseline, settings)
+    planned = _plan(name, cases, repeats, chosen, thresholds, baseline, settings)
     answers = collect_answers(server, cases, repeats=repeats, workers=workers, progress=progress)
     keeper = _Keeper(settings, log)
     rows = judge_answers(chosen, cases, answers, workers=workers, find_trace=keeper.find_trace)

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from .checks import shorten
 from .context import redact
 from .report import format_value, report_html, report_markdown
 from agent_kit.results import (
@@ -33,6 +34,20 @@ class EvaluationError(RuntimeError):
     """An evaluation cannot be made, read or compared; the message says why and what to do."""
 
 # %% ../nbs/188_evaluation.ipynb #8c40b644
+def _comparability(now: "Evaluation", then: "Evaluation") -> str:
+    """Say with what an evaluation is compared, and what of the two is not alike."""
+    cases, before = ({row.case.id: row.case for row in each.rows} for each in (now, then))
+    shared = cases.keys() & before.keys()
+    if not shared:
+        return f"not comparable with {then.name}: no case is in both"
+    parts = [f"compared with {then.name}"]
+    if cases.keys() != before.keys():
+        parts.append(f"cases in both: {len(shared)}, of {len(cases)} now and {len(before)} then")
+    if changed := sum(cases[each].expectations != before[each].expectations for each in shared):
+        parts.append(f"cases that expect something else now: {changed}")
+    return "; ".join(parts)
+
+
 @dataclass(frozen=True, repr=False)
 class Evaluation:
     """The rows of an evaluation and what follows from them.
@@ -81,6 +96,9 @@ class Evaluation:
             for each in self.measures
             if each.errors
         ]
+        errors = [row.answer.error for row in self.rows]
+        if errors and all(errors):
+            problems.append(f"the agent answered nothing: {shorten(errors[0] or '')}")
         missing = [each.threshold.metric for each in self.verdicts if each.value is None]
         return problems + [f"there is no number {metric}" for metric in missing]
 
@@ -97,7 +115,8 @@ class Evaluation:
     @property
     def title(self) -> str:
         """The result in one line."""
-        verdict = "passed" if self.passed else "broken" if self.broken else "failed"
+        passed = "passed" if self.thresholds else "done"
+        verdict = passed if self.passed else "broken" if self.broken else "failed"
         judged = [each for each in self.measures if not each.measures and each.estimate]
         parts = [verdict, self.name, f"{len(self.rows)} rows, {len(self.failures)} with failures"]
         if judged and judged[0].estimate:
@@ -112,7 +131,7 @@ class Evaluation:
     def _parts(self) -> tuple[str, Sequence[Measure], Sequence[Verdict], Sequence[Row], list[str]]:
         facts = ", ".join(f"{name} {value}" for name, value in self.facts.items())
         notes = [*self.broken, *self.notes]
-        notes += [f"compared with {self.baseline.name}"] if self.baseline else []
+        notes += [_comparability(self, self.baseline)] if self.baseline else []
         notes += [f"MLflow run {self.run_id}"] if self.run_id else []
         return self.title, self.measures, self.verdicts, self.rows, notes + [facts] * bool(facts)
 
@@ -168,7 +187,9 @@ def evaluation_from_json(entry: Mapping[str, Any]) -> Evaluation:
             notes=tuple(entry["notes"]),
             run_id=entry["run_id"],
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except KeyError as error:
+        raise EvaluationError(f"this is no evaluation: it lacks {error}") from error
+    except (TypeError, AttributeError, ValueError) as error:
         raise EvaluationError(f"this is no evaluation: {error}") from error
 
 # %% ../nbs/188_evaluation.ipynb #43f8f2cd

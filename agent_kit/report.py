@@ -8,7 +8,7 @@ __all__ = ['format_value', 'markdown_table', 'measures_table', 'failures_table',
 # %% ../nbs/186_report.ipynb #8ba7bbd9
 import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from .checks import shorten
 from .results import Measure, Row, Verdict
@@ -55,25 +55,33 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 # %% ../nbs/186_report.ipynb #ef350ed1
 def _change(measure: Measure) -> str:
-    parts = [str(measure.change)] if measure.change else []
-    if measure.repeated:
-        count, some, every = measure.repeated
-        shown = [format_value(each, True) for each in (some, every)]
-        parts.append(f"one of {count} attempts: {shown[0]}, all {count}: {shown[1]}")
-    return "; ".join(parts) or "-"
+    return str(measure.change or "-")
 
 
-def measures_table(measures: Iterable[Measure]) -> str:
+def _attempts(measure: Measure) -> str:
+    if not measure.repeated:
+        return "-"
+    count, some, every = measure.repeated
+    shown = [format_value(each, True) for each in (some, every)]
+    return f"one of {count}: {shown[0]}, all {count}: {shown[1]}"
+
+
+def _last_columns(measures: Sequence[Measure]) -> dict[str, Callable[[Measure], str]]:
+    attempts = {"attempts that pass": _attempts} if any(each.repeated for each in measures) else {}
+    return {"since the baseline": _change} | attempts
+
+
+def measures_table(measures: Sequence[Measure]) -> str:
     """Return what each scorer found, a line each, as Markdown."""
-    lines = []
+    lines, last = [], _last_columns(measures)
     for each in measures:
         estimate = each.estimate
         value = "-" if estimate is None else format_value(estimate.value, each.is_rate)
         cases = "0" if estimate is None else f"{estimate.cases}"
         broken = f"{each.errors}" if each.errors else "-"
-        lines.append([each.name, value, _interval(each), cases, broken, _change(each)])
-    head = ["scorer", "value", "95 % interval", "cases", "broken", "since the baseline"]
-    return markdown_table(head, lines)
+        shown = [column(each) for column in last.values()]
+        lines.append([each.name, value, _interval(each), cases, broken, *shown])
+    return markdown_table(["scorer", "value", "95 % interval", "cases", "broken", *last], lines)
 
 # %% ../nbs/186_report.ipynb #04a8bc68
 _ROWS_SHOWN = 50
@@ -146,15 +154,16 @@ def _html_row(cells: Iterable[str], kind: str = "td", style: str = "") -> str:
     return f'<tr class="{style}">{inner}</tr>' if style else f"<tr>{inner}</tr>"
 
 # %% ../nbs/186_report.ipynb #27ebc33a
-def _measures_html(measures: Iterable[Measure]) -> str:
-    head = ("scorer", "value", "0 to 100 %", "95 % interval", "cases", "since the baseline")
-    lines = [_html_row(head, "th")]
+def _measures_html(measures: Sequence[Measure]) -> str:
+    last = _last_columns(measures)
+    lines = [_html_row(["scorer", "value", "0 to 100 %", "95 % interval", "cases", *last], "th")]
     for each in measures:
         estimate = each.estimate
         value = "-" if estimate is None else format_value(estimate.value, each.is_rate)
         broken = f" ({each.errors} broken)" if each.errors else ""
         cells = [each.name, value + broken, None, _interval(each)]
-        cells += [str(estimate.cases if estimate else 0), _change(each)]
+        cells += [str(estimate.cases if estimate else 0)]
+        cells += [column(each) for column in last.values()]
         escaped = [_bar(each) if cell is None else html.escape(cell) for cell in cells]
         lines.append(_html_row(escaped, style="bad" if each.errors else ""))
     return f"<table>{''.join(lines)}</table>"

@@ -120,7 +120,7 @@ class Measure:
     @property
     def values(self) -> dict[str, float]:
         """The numbers by the names under which MLflow keeps them and thresholds ask for them."""
-        found = {f"{self.name}/errors": float(self.errors)} if self.errors else {}
+        found = {f"{self.name}/errors": float(self.errors)}
         if self.estimate:
             low, high = self.estimate.low, self.estimate.high
             found |= {self.name: self.estimate.value}
@@ -209,33 +209,32 @@ def read_threshold(text: str) -> Threshold:
     from agent_kit.sections import EvaluateSettings
 
     try:
-        return EvaluateSettings.model_validate({"thresholds": text}).thresholds[0]
-    except (ValidationError, IndexError):
-        raise ThresholdError(
-            f"the threshold {text!r} should be a metric, one of >= <= > <, and a number: "
-            "correctness >= 0.9"
-        ) from None
+        return EvaluateSettings.model_validate({"thresholds": [text]}).thresholds[0]
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ThresholdError(f"the threshold {text!r}: {reason}") from None
 
 # %% ../nbs/184_results.ipynb #b51674d8
 _ABOUT_ALL = ("rows", "agent_errors")
-_SUFFIXES = ("low", "high", "errors", "change", "pass_at_", "pass_all_")
 
 
 def refuse_unknown_metrics(
-    thresholds: Iterable[Threshold], names: Sequence[str], has_baseline: bool
+    thresholds: Iterable[Threshold], names: Sequence[str], has_baseline: bool, repeats: int
 ) -> None:
     """Raise `ThresholdError` for a threshold on a number that the evaluation cannot have.
 
-    names: of the scorers; has_baseline: whether there will be a change to speak of.
+    names: of the scorers; has_baseline: whether there will be a change to speak of; repeats: how
+    often each case is asked.
     """
     for each in thresholds:
-        name, slash, suffix = each.metric.rpartition("/")
-        name = name if slash else each.metric
-        known = name in names and (not slash or suffix.startswith(_SUFFIXES))
-        if not known and each.metric not in _ABOUT_ALL:
+        name, _, suffix = each.metric.partition("/")
+        if name not in names and each.metric not in _ABOUT_ALL:
             raise ThresholdError(
                 f"the threshold {each} asks for an unknown number; the scorers are "
                 f"{', '.join(names)}"
             )
         if suffix == "change" and not has_baseline:
-            raise ThresholdError(f"the threshold {each} needs a baseline to compare with")
+            raise ThresholdError(f"the threshold {each} needs a baseline with the same cases")
+        attempts = suffix.rpartition("_")[2] if suffix.startswith("pass_") else ""
+        if attempts and (repeats == 1 or attempts != str(repeats)):
+            raise ThresholdError(f"the threshold {each} needs {attempts} repeats, not {repeats}")

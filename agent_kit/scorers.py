@@ -82,6 +82,12 @@ class Scorer:
     def __post_init__(self) -> None:
         object.__setattr__(self, "parameters", _parameters(self.name, self.function))
 
+    @property
+    def needs_trace(self) -> bool:
+        """Whether the function takes a trace and has nothing to put in its place."""
+        trace = inspect.signature(self.function).parameters.get("trace")
+        return trace is not None and trace.default is trace.empty
+
     def applies_to(self, case: Case) -> bool:
         """Whether the case has an expectation this scorer reads."""
         return self.reads is None or not self.reads.isdisjoint(case.expectations)
@@ -105,12 +111,16 @@ def scorer(
     """Turn a function into a Scorer; `@scorer` and `@scorer(name=…)` are both fine.
 
     The parameters are those of `Scorer`; the name is the function's unless given.
-    Raises TypeError for a parameter of the function that no answer has.
+    Raises TypeError for a parameter of the function that no answer has, and for a function without
+    a name.
     """
 
     def decorate(function: Callable[..., Any]) -> Scorer:
         keys = None if reads is None else frozenset(reads)
-        return Scorer(name or function.__name__, function, keys, measures)
+        found = name or getattr(function, "__name__", "<none>")
+        if found.startswith("<"):
+            raise TypeError(f"the scorer {function!r} has no name: scorer(…, name=…) gives it one")
+        return Scorer(found, function, keys, measures)
 
     return decorate if function is None else decorate(function)
 
@@ -219,10 +229,10 @@ def as_scorer(value: Any) -> Scorer:
         if getattr(value, "is_session_level_scorer", False):
             raise TypeError(f"the scorer {value.name} judges whole sessions; give one for answers")
 
-        def run(inputs: Any, outputs: Any, expectations: Any, trace: Any) -> Any:
+        def run(inputs: Any, outputs: Any, expectations: Any, trace: Any = None) -> Any:
             return value.run(inputs=inputs, outputs=outputs, expectations=expectations, trace=trace)
 
         return Scorer(value.name, run)
-    if callable(value):
+    if callable(value) and not isinstance(value, type):
         return scorer(value)
     raise TypeError(f"a scorer is a function or a scorer of MLflow, not {value!r}")

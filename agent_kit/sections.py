@@ -129,12 +129,20 @@ class Threshold(BaseModel):
         return f"{self.metric} {self.comparison} {self.value:g}"
 
 # %% ../nbs/005_sections.ipynb #e3010644
+_METRIC = re.compile(r"[^/]+(/(low|high|errors|change|pass_(at|all)_[1-9]\d*))?")
+
+
 def _parse_threshold(value: object) -> object:
     if not isinstance(value, str):
         return value
     match = re.fullmatch(r"\s*([^<>=\s]+)\s*(>=|<=|>|<)\s*([-+.\deE]+)\s*", value)
     if match is None:
         raise ValueError("should be a metric, one of >= <= > <, and a number: correctness >= 0.9")
+    if not _METRIC.fullmatch(match[1]):
+        raise ValueError(
+            "should have low, high, errors, change, pass_at_<k> or pass_all_<k> after the / "
+            "behind the scorer: correctness/low >= 0.9"
+        )
     return dict(zip(("metric", "comparison", "value"), match.groups(), strict=True))
 
 

@@ -188,7 +188,8 @@ class Comparison:
     difference, low, high: the mean change and its interval.
     p_value: how likely a difference at least this large is by chance alone.
     cases, up, down: cases compared, and those whose value rose or fell.
-    detectable: the smallest true difference that this number of cases shows, four times in five.
+    detectable: the smallest true difference that this number of cases shows, four times in five;
+        infinite where not even a change of every case could be told from chance.
     """
 
     difference: float
@@ -207,11 +208,20 @@ class Comparison:
     def __str__(self) -> str:
         change = f"{self.difference:+.3g} ({_interval(self.low, self.high, '+.3g')})"
         counts = f"{self.up} up, {self.down} down of {self.cases}, p = {self.p_value:.2g}"
-        if self.is_significant():
+        if self.is_significant() or not self.detectable:
             return f"{change}; {counts}"
-        return f"{change}; {counts}: too few cases to tell a change below {self.detectable:.2g}"
+        told = (
+            "any change" if math.isinf(self.detectable) else f"a change below {self.detectable:.2g}"
+        )
+        return f"{change}; {counts}: too few cases to tell {told}"
 
 # %% ../nbs/180_statistics.ipynb #56ba715b
+def _detectable(deviation: float, cases: int, level: float = 0.05) -> float:
+    """Return the smallest difference that can be told; infinity where the test cannot say yes."""
+    least_p_value = 2 * 0.5**cases
+    return minimum_detectable_effect(deviation, cases) if least_p_value < level else math.inf
+
+
 def _comparison(differences: list[float], low: float, high: float, deviation: float) -> Comparison:
     return Comparison(
         difference=fmean(differences),
@@ -221,7 +231,7 @@ def _comparison(differences: list[float], low: float, high: float, deviation: fl
         cases=len(differences),
         up=sum(each > 0 for each in differences),
         down=sum(each < 0 for each in differences),
-        detectable=minimum_detectable_effect(deviation, len(differences)),
+        detectable=_detectable(deviation, len(differences)),
     )
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -254,15 +255,97 @@ def test_compared_with_a_baseline_case_by_case(untraced: Settings, tmp_path: Pat
 
 def test_a_baseline_of_other_cases_tells_nothing(untraced: Settings) -> None:
     before = evaluate(serve(untraced, str), dataset=echoes("a"), log=False)
-    after = evaluate(
-        serve(untraced, str),
-        dataset=echoes("b"),
-        baseline=before,
-        thresholds=["correctness/change >= 0"],
-        log=False,
-    )
+    options = {"dataset": echoes("b"), "baseline": before, "log": False}
+    after = evaluate(serve(untraced, str), **options)
     assert after.measures[0].change is None
-    assert not after.passed
+    assert f"not comparable with {before.name}: no case is in both" in after.to_markdown()
+    gate = ["correctness/change >= 0"]
+    with pytest.raises(ThresholdError, match="needs a baseline with the same cases"):
+        evaluate(unasked(untraced), thresholds=gate, **options)
+
+
+def test_a_baseline_of_another_dataset_says_what_differs(untraced: Settings) -> None:
+    server = serve(untraced, str)
+    before = evaluate(server, dataset=echoes("a", "b", "c"), log=False)
+    changed = {"inputs": "b", "expectations": {"expected_response": "x"}}
+    after = evaluate(server, dataset=[*echoes("a"), changed], baseline=before, log=False)
+    report = after.to_markdown()
+    assert "cases in both: 2, of 2 now and 3 then" in report
+    assert "cases that expect something else now: 1" in report
+    same = evaluate(server, dataset=echoes("a", "b", "c"), baseline=before, log=False)
+    assert f"compared with {before.name}\n" in same.to_markdown()
+
+
+def test_repeats_are_told_apart_from_a_baseline(untraced: Settings) -> None:
+    found = evaluate(serve(untraced, str), dataset=echoes("a"), repeats=3, log=False)
+    for report in (found.to_markdown(), found._repr_html_()):
+        assert "attempts that pass" in report
+        assert "one of 3: 100 %, all 3: 100 %" in report
+    once = evaluate(serve(untraced, str), dataset=echoes("a"), log=False)
+    assert "attempts" not in once.to_markdown()
+
+
+def test_an_agent_that_never_answers_gives_no_verdict(untraced: Settings) -> None:
+    def crash(word: str) -> str:
+        raise ConnectionError("the model is down")
+
+    found = evaluate(serve(untraced, crash), dataset=echoes("a", "b"), thresholds=[], log=False)
+    assert not found.passed
+    (problem,) = found.broken
+    assert problem.startswith("the agent answered nothing: 500: ")
+    assert found.title.startswith("broken")
+
+
+def test_without_a_threshold_nothing_has_passed(untraced: Settings) -> None:
+    found = evaluate(serve(untraced, str), dataset=["a"], thresholds=[], log=False)
+    assert found.title.startswith("done · ")
+
+
+def test_an_expectation_that_nobody_reads_is_told(untraced: Settings) -> None:
+    dataset = [*echoes("a"), {"inputs": "b", "expectations": {"expected_fact": ["x"], "mood": 1}}]
+    found = evaluate(serve(untraced, str), dataset=dataset, log=False)
+    meant, unknown = found.notes
+    assert meant.startswith("no scorer reads the expectation 'expected_fact' (cases: 1)")
+    assert meant.endswith("did you mean 'expected_facts'?")
+    assert unknown == "no scorer reads the expectation 'mood' (cases: 1)"
+
+    def cheerful(expectations: dict) -> bool:
+        return expectations.get("mood", 1) > 0
+
+    found = evaluate(serve(untraced, str), dataset=dataset, scorers=[cheerful], log=False)
+    assert found.notes == ()
+
+
+def test_a_table_is_a_dataset(untraced: Settings) -> None:
+    import pandas
+
+    frame = pandas.DataFrame(echoes("a", "b"))
+    found = evaluate(serve(untraced, str), dataset=frame, log=False)
+    assert [row.case.question for row in found.rows] == ["a", "b"]
+    assert found.values["correctness"] == 1
+
+
+def test_scorers_of_mlflow_need_no_trace(untraced: Settings) -> None:
+    from mlflow.genai.scorers import scorer as mlflow_scorer
+
+    @mlflow_scorer
+    def said_a(outputs) -> bool:
+        return outputs["output"][-1]["content"][0]["text"] == "a"
+
+    @mlflow_scorer
+    def traced(trace) -> bool:
+        return trace.info is not None
+
+    server = serve(untraced, str)
+    found = evaluate(server, dataset=["a", "b"], scorers=[said_a, traced], log=False)
+    assert [row.score("said_a").value for row in found.rows] == [True, False]
+    assert found.broken == ["the scorer traced failed on 2 of 2 rows"]
+
+
+def test_no_broken_scorer_may_be_demanded(untraced: Settings) -> None:
+    gate = ["correctness/errors <= 0", "agent_errors <= 0", "correctness/pass_all_2 >= 1"]
+    options = {"dataset": echoes("a"), "repeats": 2, "thresholds": gate, "log": False}
+    assert evaluate(serve(untraced, str), **options).passed
 
 
 def test_the_report_shows_answers_as_text_only(untraced: Settings) -> None:
@@ -315,6 +398,20 @@ def unasked(settings: Settings) -> AgentServer:
         ({"thresholds": ["correct >= 0.9"]}, ThresholdError, "the scorers are correctness, "),
         ({"thresholds": ["correctness = 1"]}, ThresholdError, "should be a metric"),
         ({"thresholds": ["correctness/change > 0"]}, ThresholdError, "needs a baseline"),
+        (
+            {"thresholds": ["correctness/lowest > 0"]},
+            ThresholdError,
+            "should have low, high, .* after the /",
+        ),
+        ({"thresholds": ["correctness/pass_at_3 > 0"]}, ThresholdError, "needs 3 repeats, not 1"),
+        ({"thresholds": ["a/pass_at_1 > 0"]}, ThresholdError, "asks for an unknown number"),
+        ({"dataset": {"inputs": "a"}}, DatasetError, "a JSONL file, a table or a list of rows"),
+        ({"dataset": 5}, DatasetError, "a JSONL file, a table or a list of rows, not 5"),
+        ({"dataset": ["a", 1]}, DatasetError, "row 2: 'inputs' must be"),
+        ({"dataset": "cases.csv"}, DatasetError, "is a table.*cases_from_table"),
+        ({"scorers": [lambda text: True]}, TypeError, "has no name"),
+        ({"scorers": [partial(str)]}, TypeError, "has no name"),
+        ({"scorers": [dict]}, TypeError, "a scorer is a function"),
         ({"baseline": "none.json"}, EvaluationError, "none.json cannot be read"),
     ],
 )

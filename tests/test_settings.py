@@ -235,6 +235,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         ("mlflow.model_name", "my_agent", "catalog.schema.model"),
         ("evaluate.thresholds", "correctness = 0.9", "correctness >= 0.9"),
         ("evaluate.thresholds", "correctness >= .", "a valid number"),
+        ("evaluate.thresholds", "correctness/lowest >= 1", "low, high, errors, change, pass_at_"),
         ("deploy.app_name", "My_App", "lower-case letters"),
         ("deploy.workspace_path", "apps/mine", "start with /Workspace/"),
     ],

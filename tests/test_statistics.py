@@ -1,6 +1,7 @@
 """Statistics: the formulas against SciPy, known values, enumeration and simulation."""
 
 import math
+from collections.abc import Callable
 from itertools import combinations, product
 from random import Random
 from statistics import fmean
@@ -186,10 +187,24 @@ def test_a_verdict_says_when_it_cannot_tell() -> None:
     assert str(alone).startswith("+1 (one case); 1 up, 0 down of 1, p = 1: too few cases")
     unchanged = compare_rates(groups(*[1] * 4), groups(*[1] * 4))
     assert unchanged.low < -0.3 < 0.3 < unchanged.high
-    assert "too few cases to tell a change below" in str(unchanged)
+    more = compare_rates(groups(*[1] * 8), groups(*[1] * 8))
+    assert "too few cases to tell a change below 0.44" in str(more)
     clear = compare_rates(groups(*[0] * 20), groups(*[1] * 20))
     assert clear.is_significant()
     assert "too few" not in str(clear)
+
+
+@pytest.mark.parametrize("compare", [compare_rates, compare_means])
+def test_five_cases_can_tell_nothing_and_six_can(compare: Callable) -> None:
+    five = compare(groups(*[0] * 5), groups(*[1] * 5))
+    assert not five.is_significant()
+    assert str(five).endswith("too few cases to tell any change")
+    assert compare(groups(*[0] * 6), groups(*[1] * 6)).is_significant()
+
+
+def test_numbers_that_are_all_the_same_have_not_changed() -> None:
+    same = compare_means(groups(*[3.0] * 20), groups(*[3.0] * 20))
+    assert str(same) == "+0 (+0 to +0); 0 up, 0 down of 20, p = 1"
 
 
 def test_a_detectable_effect_is_detected_four_times_in_five() -> None:
