@@ -47,7 +47,7 @@ def _comparability(now: "Evaluation", then: "Evaluation") -> str:
         parts.append(f"cases that expect something else now: {changed}")
     return "; ".join(parts)
 
-
+# %% ../nbs/188_evaluation.ipynb #43088000
 @dataclass(frozen=True, repr=False)
 class Evaluation:
     """The rows of an evaluation and what follows from them.

@@ -221,7 +221,7 @@ def _detectable(deviation: float, cases: int, level: float = 0.05) -> float:
     least_p_value = 2 * 0.5**cases
     return minimum_detectable_effect(deviation, cases) if least_p_value < level else math.inf
 
-
+# %% ../nbs/180_statistics.ipynb #6bbfe1f6
 def _comparison(differences: list[float], low: float, high: float, deviation: float) -> Comparison:
     return Comparison(
         difference=fmean(differences),
