@@ -26,6 +26,20 @@ from .transcript import Answer, Trouble, Turn
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
+# %% ../nbs/154_session.ipynb #427457af
+def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+    finally:
+        loop.close()
+
 # %% ../nbs/154_session.ipynb #e7eee680
 _Result = TypeVar("_Result")
 
@@ -64,20 +78,6 @@ class BackgroundLoop:
             loop.call_soon_threadsafe(loop.stop)
             if thread is not threading.current_thread():
                 thread.join()
-
-# %% ../nbs/154_session.ipynb #427457af
-def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
-    asyncio.set_event_loop(loop)
-    try:
-        loop.run_forever()
-        tasks = asyncio.all_tasks(loop)
-        for task in tasks:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.run_until_complete(loop.shutdown_default_executor())
-    finally:
-        loop.close()
 
 # %% ../nbs/154_session.ipynb #789d81a8
 class Target(Protocol):
@@ -195,6 +195,10 @@ class RemoteAgent:
         return get_settings()
 
 # %% ../nbs/154_session.ipynb #224dd41e
+def _is_users(path: str) -> bool:
+    return not any(part in path for part in ("site-packages", "agent_kit", "/lib/python"))
+
+# %% ../nbs/154_session.ipynb #a06ad1f9
 def explain_exception(error: BaseException) -> Trouble:
     """Return what to show of an exception of the agent: one line and the traceback."""
     if isinstance(error, ModelError | RequestError):
@@ -204,10 +208,6 @@ def explain_exception(error: BaseException) -> Trouble:
     place = f" (in {own[-1].name}, line {own[-1].lineno})" if own else ""
     message = f"{type(error).__name__}: {error}".rstrip(": ") + place
     return Trouble(redact(message), redact("".join(traceback.format_exception(error))))
-
-
-def _is_users(path: str) -> bool:
-    return not any(part in path for part in ("site-packages", "agent_kit", "/lib/python"))
 
 # %% ../nbs/154_session.ipynb #1c304008
 def _explain_client_error(error: Exception) -> str:
@@ -224,7 +224,10 @@ def _explain_client_error(error: Exception) -> str:
         return f"The agent cannot be reached: {redact(str(error.__cause__ or error))}"
     return redact(str(error)) or type(error).__name__
 
-# %% ../nbs/154_session.ipynb #6776971e
+# %% ../nbs/154_session.ipynb #35e89848
+_CLOSE_SECONDS = 10
+
+
 class Runner:
     """Runs one piece of work at a time in the background."""
 
@@ -278,8 +281,30 @@ class Runner:
         if not task.cancelled():
             task.result()
 
-# %% ../nbs/154_session.ipynb #35e89848
-_CLOSE_SECONDS = 10
+# %% ../nbs/154_session.ipynb #f25733a7
+async def _stream_into(
+    answer: Answer, target: Target, items: list[dict[str, Any]], options: dict[str, Any]
+) -> None:
+    token = failure_listener.set(lambda error: answer.note_cause(explain_exception(error)))
+    try:
+        client = await target.client()
+        # The client spends a millisecond on each item that it knows of, so they go around it.
+        # The session itself keeps the conversation: the server need not store it as well.
+        body = {"store": False, **options, "input": items}
+        create = client.responses.create
+        async with await create(input=[], stream=True, extra_body=body) as events:
+            async for event in events:
+                answer.add(event.to_dict())
+        answer.close()
+    except asyncio.CancelledError:
+        answer.stop()
+        raise
+    except Exception as error:
+        headers = getattr(getattr(error, "response", None), "headers", {})
+        answer.trace_id = answer.trace_id or headers.get("x-mlflow-trace-id", "")
+        answer.fail(_explain_client_error(error))
+    finally:
+        failure_listener.reset(token)
 
 # %% ../nbs/154_session.ipynb #7201223e
 class Session:
@@ -367,31 +392,6 @@ class Session:
             await self._answer(fresh[-1], history)
             if fresh[-1].answer.status in ("stopped", "failed"):
                 return
-
-# %% ../nbs/154_session.ipynb #f25733a7
-async def _stream_into(
-    answer: Answer, target: Target, items: list[dict[str, Any]], options: dict[str, Any]
-) -> None:
-    token = failure_listener.set(lambda error: answer.note_cause(explain_exception(error)))
-    try:
-        client = await target.client()
-        # The client spends a millisecond on each item that it knows of, so they go around it.
-        # The session itself keeps the conversation: the server need not store it as well.
-        body = {"store": False, **options, "input": items}
-        create = client.responses.create
-        async with await create(input=[], stream=True, extra_body=body) as events:
-            async for event in events:
-                answer.add(event.to_dict())
-        answer.close()
-    except asyncio.CancelledError:
-        answer.stop()
-        raise
-    except Exception as error:
-        headers = getattr(getattr(error, "response", None), "headers", {})
-        answer.trace_id = answer.trace_id or headers.get("x-mlflow-trace-id", "")
-        answer.fail(_explain_client_error(error))
-    finally:
-        failure_listener.reset(token)
 
 # %% ../nbs/154_session.ipynb #909c9e25
 async def judge_answer(
