@@ -224,10 +224,7 @@ def _explain_client_error(error: Exception) -> str:
         return f"The agent cannot be reached: {redact(str(error.__cause__ or error))}"
     return redact(str(error)) or type(error).__name__
 
-# %% ../nbs/154_session.ipynb #35e89848
-_CLOSE_SECONDS = 10
-
-
+# %% ../nbs/154_session.ipynb #6776971e
 class Runner:
     """Runs one piece of work at a time in the background."""
 
@@ -274,12 +271,16 @@ class Runner:
 
     async def _run(self, work: Coroutine[Any, Any, None]) -> None:
         self._task = asyncio.ensure_future(work)
+        await asyncio.sleep(0)  # a task that is cancelled before it begins never hears of it
         if self._stopping:
             self._task.cancel()
         await asyncio.wait([self._task])
         task, self._task = self._task, None
         if not task.cancelled():
             task.result()
+
+# %% ../nbs/154_session.ipynb #35e89848
+_CLOSE_SECONDS = 10
 
 # %% ../nbs/154_session.ipynb #f25733a7
 async def _stream_into(

@@ -162,6 +162,21 @@ def test_interrupt_of_await_stops_the_agent(chat: Chat, server: AgentServer) -> 
     assert chat.turns[0].answer.status == "stopped"
 
 
+def test_stop_right_after_sending_ends_the_answer(chat: Chat) -> None:
+    gate = threading.Event()
+
+    async def hold_the_loop() -> None:
+        gate.wait(PATIENCE)
+
+    chat.session.submit(hold_the_loop())
+    future = chat.submit("one two")
+    chat.stop()
+    gate.set()
+    future.result(PATIENCE)
+    assert chat.turns[0].answer.status == "stopped"
+    assert "ak-wait" not in shown(chat)
+
+
 def test_one_answer_at_a_time(chat: Chat, server: AgentServer) -> None:
     gate = threading.Event()
 
