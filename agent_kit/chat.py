@@ -59,6 +59,13 @@ def _cell_id() -> str:
     metadata = parent.get("metadata") or {}
     return str(metadata.get("cellId") or "")
 
+# %% ../nbs/160_chat.ipynb #2d4d02f2
+def _content(text: str, files: Iterable[tuple[str, bytes]]) -> str | list[dict[str, Any]]:
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("There is nothing to send: give the text of a question.")
+    attached = [attach(name, data) for name, data in files]
+    return [{"type": "input_text", "text": text}, *attached] if attached else text
+
 # %% ../nbs/160_chat.ipynb #478e6e08
 class ChatInCode(ChatOrders):
     """What a program asks of a chat, and waits for."""
@@ -199,10 +206,3 @@ class Chat(ChatInCode):
             self.panel.sync()
         if cell:
             _by_cell[cell] = self
-
-# %% ../nbs/160_chat.ipynb #2d4d02f2
-def _content(text: str, files: Iterable[tuple[str, bytes]]) -> str | list[dict[str, Any]]:
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError("There is nothing to send: give the text of a question.")
-    attached = [attach(name, data) for name, data in files]
-    return [{"type": "input_text", "text": text}, *attached] if attached else text

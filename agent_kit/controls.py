@@ -213,7 +213,7 @@ def read_expectations(kind: str, text: str) -> dict[str, Any]:
     facts = [line.strip() for line in text.splitlines() if line.strip()]
     return {kind: facts} if facts else {}
 
-
+# %% ../nbs/158_controls.ipynb #e463495d
 def save_turn(turns: list[Turn], turn: Turn, expectations: dict[str, Any], path: Path) -> Case:
     """Append the question of a turn, with what was said before, to a dataset; return the case.
 
@@ -237,6 +237,51 @@ class Orders(Protocol):
 
     def undo(self) -> object:
         """Take back the last turn."""
+
+# %% ../nbs/158_controls.ipynb #e371f0c6
+_HINTS = {
+    "Retry": "Ask this again",
+    "Edit": "Change the question and ask it again",
+    "Undo": "Take back the last question",
+    "👍": "A good answer",
+    "👎": "A bad answer",
+    "Trace": "What happened inside",
+    "Save as test case": "Keep this question for the evaluation",
+}
+
+
+def _text_field(hint: str, value: str = "") -> Any:
+    import ipywidgets
+
+    return ipywidgets.Text(
+        value=value, placeholder=hint, continuous_update=False, layout={"width": "100%"}
+    )
+
+# %% ../nbs/158_controls.ipynb #adbe6bb1
+_EXPECTATIONS = {
+    "contains these facts, one a line": "expected_facts",
+    "is this, word for word": "expected_response",
+}
+
+
+def _expectation_fields(turn: Turn) -> tuple[Any, Any]:
+    import ipywidgets
+
+    kind = ipywidgets.Dropdown(
+        options=list(_EXPECTATIONS.items()),
+        description="A good answer",
+        layout={"width": "auto"},
+        style={"description_width": "initial"},
+    )
+    text = ipywidgets.Textarea(rows=2, continuous_update=False, layout={"width": "100%"})
+
+    def offer(change: dict[str, Any]) -> None:
+        offered = {"expected_facts": "", "expected_response": turn.answer.text}
+        if text.value in offered.values():
+            text.value = offered[change["new"]]
+
+    kind.observe(offer, "value")
+    return kind, text
 
 # %% ../nbs/158_controls.ipynb #e49eb7fb
 class Actions:
@@ -320,51 +365,6 @@ class Actions:
                 self.tell(f"Saved in {path.value}: agent-evaluate runs it.")
 
         self.open(kind, text, path, self._kit.button("Save", save, "ak-firm"))
-
-# %% ../nbs/158_controls.ipynb #e371f0c6
-_HINTS = {
-    "Retry": "Ask this again",
-    "Edit": "Change the question and ask it again",
-    "Undo": "Take back the last question",
-    "👍": "A good answer",
-    "👎": "A bad answer",
-    "Trace": "What happened inside",
-    "Save as test case": "Keep this question for the evaluation",
-}
-
-
-def _text_field(hint: str, value: str = "") -> Any:
-    import ipywidgets
-
-    return ipywidgets.Text(
-        value=value, placeholder=hint, continuous_update=False, layout={"width": "100%"}
-    )
-
-# %% ../nbs/158_controls.ipynb #adbe6bb1
-_EXPECTATIONS = {
-    "contains these facts, one a line": "expected_facts",
-    "is this, word for word": "expected_response",
-}
-
-
-def _expectation_fields(turn: Turn) -> tuple[Any, Any]:
-    import ipywidgets
-
-    kind = ipywidgets.Dropdown(
-        options=list(_EXPECTATIONS.items()),
-        description="A good answer",
-        layout={"width": "auto"},
-        style={"description_width": "initial"},
-    )
-    text = ipywidgets.Textarea(rows=2, continuous_update=False, layout={"width": "100%"})
-
-    def offer(change: dict[str, Any]) -> None:
-        offered = {"expected_facts": "", "expected_response": turn.answer.text}
-        if text.value in offered.values():
-            text.value = offered[change["new"]]
-
-    kind.observe(offer, "value")
-    return kind, text
 
 # %% ../nbs/158_controls.ipynb #d1bb9b49
 def show_trace(turn: Turn, settings: Settings, kit: WidgetKit, actions: Actions) -> None:

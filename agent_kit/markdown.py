@@ -51,7 +51,7 @@ def _draw_fence(
     is_open = env.get("growing") and index == len(tokens) - 1
     return code_block(token.content, "" if is_open else language)
 
-
+# %% ../nbs/151_markdown.ipynb #7d4a8f9b
 def _draw_image(
     self: Any, tokens: list[Token], index: int, options: Any, env: dict[str, Any]
 ) -> str:
@@ -80,7 +80,7 @@ def _with_links(children: list[Token]) -> Iterator[Token]:
             end = found.end()
         yield Token("text", "", 0, content=child.content[end:])
 
-
+# %% ../nbs/151_markdown.ipynb #f826c31c
 def _link_addresses(state: Any) -> None:
     for token in state.tokens:
         if token.type == "inline":
@@ -104,6 +104,8 @@ _TAGS = {
     "li", "ol", "p", "pre", "s", "span", "strong",
     "table", "tbody", "td", "th", "thead", "tr", "ul",
 }
+
+
 # fmt: on
 _ATTRIBUTES = {
     "a": {"href", "title"},
