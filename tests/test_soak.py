@@ -21,6 +21,7 @@ import httpx2
 import psutil
 import pytest
 from cluster import Cluster, text_of, wait_until
+from postgres_server import PostgresServer
 from stream_checker import check_stream
 
 pytestmark = pytest.mark.campaign
@@ -148,9 +149,21 @@ def verify(cluster: Cluster, claim: Claim) -> str:
     return stored["status"]
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of a store, from the folder of the server."""
+    if request.param == "sqlite":
+        yield "sqlite:///store.db"
+        return
+    with PostgresServer() as server:
+        yield server.new_database()
+
+
+@pytest.mark.timeout(SECONDS + 600)
 @pytest.mark.parametrize("resumable", ["0", "1"], ids=["ended", "run again"])
-def test_clients_are_told_the_truth_while_workers_are_killed(tmp_path, resumable):
-    with Cluster(tmp_path, workers=WORKERS, RESUMABLE=resumable) as cluster:
+def test_clients_are_told_the_truth_while_workers_are_killed(tmp_path, store, resumable):
+    settings = {"RESUMABLE": resumable, "AGENT_KIT_STORE_URL": store}
+    with Cluster(tmp_path, WORKERS, **settings) as cluster:
         stop, until = threading.Event(), time.monotonic() + SECONDS
         with ThreadPoolExecutor(CLIENTS + 1) as threads:
             killing = threads.submit(kill_workers, cluster, stop)
