@@ -25,7 +25,7 @@ from .hosted_calls import expand_hosted_calls
 class DatasetError(ValueError):
     """A case or a dataset that cannot be used; the message says where and what to change."""
 
-# %% ../nbs/150_datasets.ipynb #c0d0097f
+
 def _to_json(value: object, **options: Any) -> str:
     """Return `value` as one line of JSON, or raise a DatasetError that says why it cannot be."""
     try:
@@ -47,7 +47,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         raise DatasetError(f"the key {repeated!r} comes twice in one object")
     return value
 
-
+# %% ../nbs/150_datasets.ipynb #9a933091
 def _refuse_constant(name: str) -> None:
     raise DatasetError(f"{name} is no JSON")
 
@@ -93,6 +93,20 @@ def _to_payload(inputs: object) -> dict[str, Any]:
             raise DatasetError(f"'inputs.{key}' has an entry that is no message: {wrong[0]!r}")
     return dict(inputs)
 
+# %% ../nbs/150_datasets.ipynb #dfa961a6
+def _text_of(value: object) -> str:
+    """Return the text of a message, of its parts, or of any other value."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return " ".join(filter(None, map(_text_of, value)))
+    if isinstance(value, Mapping):
+        for key in ("text", "content"):
+            if key in value:
+                return _text_of(value[key])
+        return "" if "type" in value else _to_json(value)
+    return _to_json(value)
+
 # %% ../nbs/150_datasets.ipynb #27cae571
 @dataclass(frozen=True)
 class Case:
@@ -135,20 +149,6 @@ class Case:
         """The case as `mlflow.genai.evaluate` and a JSONL file take it."""
         return {"inputs": self.inputs, "expectations": self.expectations, "tags": self.tags}
 
-# %% ../nbs/150_datasets.ipynb #dfa961a6
-def _text_of(value: object) -> str:
-    """Return the text of a message, of its parts, or of any other value."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        return " ".join(filter(None, map(_text_of, value)))
-    if isinstance(value, Mapping):
-        for key in ("text", "content"):
-            if key in value:
-                return _text_of(value[key])
-        return "" if "type" in value else _to_json(value)
-    return _to_json(value)
-
 # %% ../nbs/150_datasets.ipynb #566ce1fe
 def make_case(row: object) -> Case:
     """Return the case that `row` describes: a Case, a row, a question or a list of messages.
@@ -186,7 +186,7 @@ def _read_lines(lines: Iterable[str]) -> Iterator[tuple[int, Case | DatasetError
         else:
             yield number, case
 
-
+# %% ../nbs/150_datasets.ipynb #5cb42ee6
 def _read(path: Path, text: str) -> list[Case]:
     """Return the cases of `text`; a DatasetError lists what is wrong with which line."""
     read = list(_read_lines(text.split("\n")))
@@ -232,7 +232,7 @@ def load_cases(path: str | os.PathLike[str]) -> list[Case]:
 def _line(case: Case) -> str:
     return _to_json({name: value for name, value in case.row().items() if value}) + "\n"
 
-
+# %% ../nbs/150_datasets.ipynb #8ec146f6
 def save_cases(cases: Iterable[object], path: str | os.PathLike[str]) -> None:
     """Write `cases` (anything `make_case` takes) to a JSONL file, replacing it.
 
@@ -360,7 +360,7 @@ def _case_from_trace(trace: Any) -> Case:
         }
     )
 
-
+# %% ../nbs/150_datasets.ipynb #bc5e5d1e
 def cases_from_traces(traces: Iterable[Any] | None = None, **search: Any) -> list[Case]:
     """Return a case for each different question among `traces`, the newest first.
 
@@ -391,7 +391,7 @@ def _plain(value: Any) -> Any:
         return [_plain(each) for each in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
-
+# %% ../nbs/150_datasets.ipynb #80a0dd65
 def _cell(value: Any) -> Any:
     """Return what a cell holds, be it as an object or as its JSON text."""
     value = _plain(value)
@@ -400,7 +400,7 @@ def _cell(value: Any) -> Any:
             return _from_json(value)
     return value
 
-
+# %% ../nbs/150_datasets.ipynb #0d05ae6f
 def _filled(value: Any) -> dict[str, Any]:
     """Return the entries of an object that are not empty."""
     if value is None:
