@@ -8,6 +8,7 @@ __all__ = ['compact_items', 'expand_compactions', 'count_tokens']
 # %% ../nbs/101_compaction.ipynb #ebc3206a
 import base64
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
@@ -121,10 +122,16 @@ _CHARACTERS_A_TOKEN = 4
 _TOKENS_AN_ITEM = 4
 
 
-def count_tokens(items: list[dict[str, Any]], instructions: str | None = None) -> int:
+def count_tokens(
+    items: list[dict[str, Any]],
+    instructions: str | None = None,
+    tools: Iterable[dict[str, Any]] = (),
+) -> int:
     """Return about how many tokens a context has.
 
-    Raises RequestError for a `compaction` item that was not made by this kit.
+    tools: those that the model is told of. Raises RequestError for a `compaction` item that was
+    not made by this kit.
     """
     characters = _characters(expand_compactions(items)) + len(instructions or "")
+    characters += sum(len(dump_json(tool)) for tool in tools)
     return -(-characters // _CHARACTERS_A_TOKEN) + _TOKENS_AN_ITEM * len(items)

@@ -244,6 +244,7 @@ class _Completion(Account):
         self.request = request
         self.choices: dict[int, _Choice] = {0: _Choice(0)}
         self.tells_usage = bool((request.stream_options or {}).get("include_usage"))
+        self.model_is_open = request.model is None
         self.head = {
             "id": response_id or new_id("chatcmpl"),
             "created": int(time.time()),
@@ -319,7 +320,8 @@ class ChatAssembler(_Completion):
     """
 
     def start(self) -> list[dict[str, Any]]:
-        """Open the stream: the assistant begins to speak."""
+        """Open the stream: the assistant begins to speak; its model is settled."""
+        self.model_is_open = False
         return [self.delta(0, {"role": "assistant", "content": ""})]
 
     def add(self, chunk: object) -> list[dict[str, Any]]:
@@ -334,7 +336,7 @@ class ChatAssembler(_Completion):
         chunks = [event for choice in choices for event in _take_choice(self, choice)]
         if isinstance(known, dict):
             self.count(known)
-            if known.get("model") and self.request.model is None:
+            if known.get("model") and self.model_is_open:
                 self.head["model"] = known["model"]
         return chunks
 

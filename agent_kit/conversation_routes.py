@@ -46,8 +46,9 @@ _METADATA = TypeAdapter(Metadata)
 
 
 def _metadata(data: dict[str, Any]) -> dict[str, str]:
+    given = data.get("metadata")
     try:
-        return _METADATA.validate_python(data.get("metadata") or {}, strict=True)
+        return _METADATA.validate_python({} if given is None else given, strict=True)
     except ValidationError as error:
         raise as_request_error(error, "metadata") from None
 
@@ -118,6 +119,8 @@ class ConversationRoutes:
         after = request.query_params.get("after")
         owner = caller_of(request)
         found = await self.database.read(list_conversations, owner, limit + 1, after)
+        if found is None:
+            raise not_found("Conversation", after, "after")
         return json_answer(page_of([one.summary() for one in found], limit))
 
     async def retrieve_whole(self, request: HttpRequest) -> HttpResponse:

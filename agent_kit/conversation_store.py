@@ -163,14 +163,19 @@ def get_conversation(
 # %% ../nbs/083_conversation_store.ipynb #1e543073
 def list_conversations(
     connection: "Connection", owner: str, limit: int, after: str | None = None
-) -> list[StoredConversation]:
-    """Return the conversations of `owner`, the one used last first, from behind `after`."""
+) -> list[StoredConversation] | None:
+    """Return the conversations of `owner`, the one used last first, from behind `after`.
+
+    None where there is no such conversation.
+    """
     from sqlalchemy import select, tuple_
 
     table = store_tables().conversations
     query = select(table).where(table.c.owner == owner)
-    last = get_conversation(connection, after, owner) if after else None
-    if last:
+    if after:
+        last = get_conversation(connection, after, owner)
+        if last is None:
+            return None
         query = query.where(tuple_(table.c.updated_at, table.c.id) < (last.updated_at, last.id))
     query = query.order_by(table.c.updated_at.desc(), table.c.id.desc()).limit(limit)
     return [_conversation(row) for row in connection.execute(query)]

@@ -237,7 +237,8 @@ class ResponseAssembler(_Body):
     encode = staticmethod(encode_event)
 
     def start(self) -> list[dict[str, Any]]:
-        """Open the stream: the Response is created and in progress."""
+        """Open the stream: the Response is created and in progress; its model is settled."""
+        self.model_is_open = False
         self.outbox.put("response.created", {"response": self.body})
         self.outbox.put("response.in_progress", {"response": self.body})
         return self.outbox.take()

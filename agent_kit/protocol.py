@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
-from .fields import missing, wrong_type, wrong_value
+from .fields import check_fields, missing, wrong_type, wrong_value
 from agent_kit.items import (
     check_agent_messages,
     check_input,
@@ -85,9 +85,16 @@ class RequestBase(BaseModel):
 
 # %% ../nbs/020_protocol.ipynb #8f339e08
 def _check_conversation(value: object) -> str | dict[str, Any]:
-    identity = value.get("id") if isinstance(value, dict) else value
-    if type(identity) is not str:
+    if type(value) not in (str, dict):
         raise wrong_type("conversation", (str, dict), value)
+    named = value if isinstance(value, dict) else {"id": value}
+    check_fields(named, {"id": str}, "conversation")
+    if not named["id"]:
+        raise RequestError(
+            "Invalid 'conversation': an id has at least one character.",
+            param="conversation",
+            code="invalid_value",
+        )
     return value  # type: ignore[return-value]
 
 # %% ../nbs/020_protocol.ipynb #046cd0fc
@@ -174,7 +181,7 @@ class ResponsesRequest(RequestBase):
     stream_options: dict[str, Any] | None = None
     store: bool = True
     background: bool = False
-    previous_response_id: str | None = None
+    previous_response_id: Annotated[str, Field(min_length=1)] | None = None
     conversation: Conversation | None = None
     prompt: dict[str, Any] | None = None
     prompt_cache_key: str | None = None

@@ -159,7 +159,8 @@ class Run:
         handler = next(filter(None, reversed(wanted) if sink else wanted), None)
         if handler is None:
             raise RuntimeError("no function is registered with @invoke() or @stream()")
-        await _open(sink, self.assembler.start())
+        if sink:  # even where there are no events: the stream may open from now on
+            await sink.write(self.assembler.start())
         if handler is self.registry.invoke_handler:
             value = await handler.call(self.request, self.threads)
             await _write(sink, self.assembler.result(value))
@@ -209,14 +210,9 @@ class Run:
 _STOPPED = "The server stopped before the answer was complete."
 
 
-async def _open(sink: Sink | None, events: list[dict[str, Any]]) -> None:
-    if sink is not None:
-        await sink.write(events)  # even where there are none: the stream may open from now on
-
-
 async def _write(sink: Sink | None, events: list[dict[str, Any]]) -> None:
-    if events:
-        await _open(sink, events)
+    if sink and events:
+        await sink.write(events)
 
 
 def _outcome(body: dict[str, Any], status: Status, error: str | None) -> dict[str, Any]:

@@ -128,10 +128,17 @@ def store_tables() -> Tables:
 
 # %% ../nbs/080_store_schema.ipynb #66e3fa98
 class StoreError(RequestError):
-    """The store cannot be read or written; the message says why, the HTTP status is 503."""
+    """The store cannot be read or written; the message says why, the HTTP status is 503.
 
-    def __init__(self, message: str, code: str = "store_unavailable") -> None:
+    detail: what the driver said; it names hosts and users, so it is for the log, not the caller.
+    """
+
+    def __init__(self, message: str, code: str = "store_unavailable", detail: str = "") -> None:
         super().__init__(message, status=503, type="server_error", code=code)
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.detail}".rstrip()
 
 # %% ../nbs/080_store_schema.ipynb #f2ce1859
 _SIGNS = (
@@ -151,7 +158,9 @@ def explain_database_error(error: Exception) -> StoreError:
             )
     first = redact(said.splitlines()[0] if said else type(error).__name__)
     return StoreError(
-        f"The store of responses cannot be used: {first} (settings.ini: [store] url)."
+        "The store of responses cannot be used (settings.ini: [store] url); "
+        "the server's log says why.",
+        detail=first,
     )
 
 # %% ../nbs/080_store_schema.ipynb #81d80a08

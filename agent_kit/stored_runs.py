@@ -17,14 +17,13 @@ from typing import Any
 from .context import RequestContext
 from .conversation_store import Appended, append_items
 from .database import Database
-from .run_log import RunLog, RunLost
+from .run_log import RunLog, RunLost, error_line
 from .run_store import RunStart, beat
 from .runs import Run, RunFailed
 from .store import NewResponse, add_responses
 from .store_schema import StoreError
 from .tracing import RequestTrace
 from .translation import Assembler
-from .wire import dump_json
 
 # %% ../nbs/104_stored_runs.ipynb #e14e8360
 _logger = logging.getLogger(__name__)
@@ -231,11 +230,10 @@ class StoredRun(RecordedRun):
                 await sink.send_lines(lines)
             if self.task:
                 await asyncio.shield(self.task)
-        except (StoreError, RunLost) as error:
-            told = error if isinstance(error, StoreError) else StoreError(str(error), "run_lost")
+        except StoreError as error:
             if not sink.opened:
-                raise told from error
-            await sink.send_lines([_error_line(told)])
+                raise
+            await sink.send_lines([error_line(error)])
 
     async def _end_with_the_server(self, sink: Any) -> None:
         if self.background or not (self.task and self.log):
@@ -247,12 +245,6 @@ class StoredRun(RecordedRun):
                 await sink.send_lines(lines)
 
 # %% ../nbs/104_stored_runs.ipynb #f017fce7
-def _error_line(error: StoreError) -> bytes:
-    # No event of the response: the store does not know it, and a later reader will not see it.
-    event = {"type": "error", "code": error.code, "message": error.message, "param": None}
-    return dump_json(event)
-
-
 def _note_failure(task: asyncio.Task[None]) -> None:
     if task.cancelled():
         return

@@ -30,7 +30,7 @@ from agent_kit.protocol import (
     parse_json,
     parse_request,
 )
-from .routes import refuse
+from .routes import note_failure, refuse
 from .run_log import line_type
 from .runs import AgentService, AnyRun, RunFailed
 from .state import History, ServedState
@@ -335,6 +335,7 @@ class SocketSession:
             exchange.lane = take_lane(exchange.body)
             done = await self._respond(exchange)
         except RequestError as error:
+            note_failure(f"Request {context.request_id}", error)
             await self._tell(error, context.request_id, exchange.lane)
         except RunFailed as error:
             told = error_event(error.failure.status, error.failure.body(), context.request_id)

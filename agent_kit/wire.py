@@ -6,6 +6,7 @@
 __all__ = ['MAX_DEPTH', 'error_body', 'RequestError', 'json_type', 'parse_json', 'clean_text', 'dump_json']
 
 # %% ../nbs/015_wire.ipynb #a333d9fe
+import codecs
 import json
 import re
 from typing import Any
@@ -119,6 +120,12 @@ def json_type(value: object) -> str:
     return _JSON_TYPES.get(type(value), type(value).__name__)
 
 # %% ../nbs/015_wire.ipynb #f5240438
+def _why_unreadable(body: bytes, error: orjson.JSONDecodeError) -> str:
+    if body.startswith(codecs.BOM_UTF8):
+        return "it begins with a byte order mark, which JSON does not have"
+    return "it is not UTF-8" if "UTF-8" in error.msg else str(error)
+
+
 def parse_json(body: bytes) -> dict[str, Any]:
     """Read the body of a request, which must be one JSON object.
 
@@ -129,7 +136,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        reason = "it is not UTF-8" if "UTF-8" in error.msg else str(error)
+        reason = _why_unreadable(body, error)
         raise RequestError(
             f"The request body is not valid JSON: {reason}.", param="body", code="invalid_json"
         ) from None

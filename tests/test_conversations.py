@@ -114,6 +114,7 @@ def test_items_are_added_read_and_deleted(client):
     [
         ({"metadata": {"key": 7}}, "metadata.key"),
         ({"metadata": 7}, "metadata"),
+        ({"metadata": False}, "metadata"),
         ({"metadata": {"k" * 65: "long"}}, f"metadata.{'k' * 65}"),
         ({"items": "text"}, "items"),
         ({"items": [{"role": "king", "content": "x"}]}, "items[0].role"),
@@ -144,6 +145,9 @@ def test_the_callers_conversations_are_listed_the_last_used_first(url, client):
     assert listed["has_more"]
     rest = httpx2.get(f"{url}/agent/conversations?after={listed['last_id']}").json()
     assert {entry["id"] for entry in [*listed["data"], *rest["data"]]} == set(ids)
+    for unknown in ("conv_unknown", hers):
+        refused = httpx2.get(f"{url}/agent/conversations?after={unknown}")
+        assert (refused.status_code, refused.json()["error"]["param"]) == (404, "after")
     own = httpx2.get(f"{url}/agent/conversations", headers=ada).json()
     assert [entry["id"] for entry in own["data"]] == [hers]
     assert httpx2.get(f"{url}/v1/conversations/{hers}").status_code == 404

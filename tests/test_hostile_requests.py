@@ -87,6 +87,12 @@ def test_what_is_no_json_object_is_refused(url, path, body):
     assert refused(httpx2.post(url + path, content=body, headers=JSON))["param"] == "body"
 
 
+def test_a_byte_order_mark_is_called_by_its_name(url):
+    body = b'\xef\xbb\xbf{"input": "Hi"}'
+    error = refused(httpx2.post(f"{url}/v1/responses", content=body, headers=JSON))
+    assert "byte order mark" in error["message"]
+
+
 FIELDS = {
     "no conversation": ("{}", None),
     "empty": ('{"%s": []}', None),

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 from browser import open_page
 from page_support import (
@@ -404,6 +405,31 @@ def test_earlier_conversations_are_listed_opened_and_deleted(page: Page, stage: 
     expect(drawer.get_by_text("How are you?")).to_have_count(0)
     page.keyboard.press("Escape")
     expect(drawer).to_be_hidden()
+
+
+def test_the_list_of_conversations_goes_on_behind_one_that_was_deleted(
+    page: Page, stage: Stage
+) -> None:
+    made = [
+        httpx2.post(f"{stage.url}/v1/conversations", json={"metadata": {"title": f"No {n:02}"}})
+        for n in range(54)
+    ]
+    visit(page, stage.url)
+    page.get_by_role("button", name="Conversations").click()
+    drawer = page.get_by_role("dialog", name="Conversations")
+    entries = drawer.get_by_role("listitem")
+    expect(entries).to_have_count(50)
+    drawer.get_by_role("button", name="Delete No 04").click()
+    expect(entries).to_have_count(49)
+    drawer.get_by_role("button", name="Show more").click()
+    expect(entries).to_have_count(53)
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Conversations").click()
+    expect(entries).to_have_count(50)
+    httpx2.delete(f"{stage.url}/v1/conversations/{made[3].json()['id']}")
+    drawer.get_by_role("button", name="Show more").click()
+    expect(drawer.get_by_text("No 03")).to_have_count(0)
+    expect(entries).to_have_count(50)
 
 
 def open_earlier(page: Page, title: str) -> None:

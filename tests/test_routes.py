@@ -73,6 +73,8 @@ def test_the_small_routes_answer(echo, prefix):
     models = httpx2.get(f"{echo}{prefix}/v1/models").json()["data"]
     name = models[0]["id"]
     assert httpx2.get(f"{echo}{prefix}/v1/models/{name}").json() == models[0]
+    assert httpx2.get(f"{echo}{prefix}/models").json()["data"] == models
+    assert httpx2.get(f"{echo}{prefix}/models/{name}").json() == models[0]
     assert httpx2.get(f"{echo}{prefix}/v1/models/other").status_code == 404
 
 

@@ -13,6 +13,7 @@ from openai import BadRequestError, InternalServerError, NotFoundError, OpenAI
 from postgres_server import PostgresServer
 from stream_checker import check_response, check_sse, check_stream
 
+from agent_kit import run_log
 from agent_kit.context import current_context, get_raw_request
 from agent_kit.server import AgentServer, create_server
 from agent_kit.settings import load_settings
@@ -54,6 +55,10 @@ def make_server(**environ: str) -> AgentServer:
             yield {"type": "function_call_output", "call_id": "1", "output": "done"}
             yield "not done"
             await asyncio.sleep(60)
+        if said == "name the model":
+            yield "I am it."
+            yield {"type": "response.completed", "response": {"model": "real-model"}}
+            return
         if said == "raw":
             yield json.dumps(get_raw_request())
             return
@@ -162,6 +167,39 @@ def test_a_plain_response_has_no_events(url, client):
 def test_whether_to_stream_is_true_or_false(url, client):
     answer = httpx2.get(f"{url}/v1/responses/{ask(client).id}?stream=yes")
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "stream")
+
+
+def test_what_only_a_stream_can_do_is_refused_without_one(url, client):
+    path = f"{url}/v1/responses/{ask(client).id}"
+    for query, param in (
+        ("starting_after=3", "starting_after"),
+        ("stream=false&starting_after=3", "starting_after"),
+        ("include=everything", "include"),
+        ("include[]=everything", "include"),
+    ):
+        refused = httpx2.get(f"{path}?{query}")
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+    assert httpx2.get(f"{path}?include[]=reasoning.encrypted_content").status_code == 200
+    assert httpx2.get(f"{path}/input_items?include[]=everything").status_code == 400
+
+
+def test_a_response_that_was_shown_keeps_the_name_of_its_model(url, client):
+    events = list(ask_stream(url, input="name the model", stream=True))
+    shown = {event["response"]["model"] for event in events if "response" in event}
+    assert len(shown) == 1
+    chat = {"messages": [{"role": "user", "content": "name the model"}], "stream": True}
+    answer = httpx2.post(f"{url}/v1/chat/completions", json=chat).text
+    chunks = [json.loads(line[6:]) for line in answer.splitlines() if line.startswith("data: {")]
+    assert len({chunk["model"] for chunk in chunks}) == 1
+    begun = httpx2.post(f"{url}/v1/responses", json={"input": "name the model", "background": True})
+    ended = wait_for_end(client, begun.json()["id"])
+    assert ended.model == begun.json()["model"]
+    plain = httpx2.post(f"{url}/v1/responses", json={"input": "name the model"})
+    assert plain.json()["model"] == "real-model"
+
+
+def ask_stream(url: str, **body) -> list[dict]:
+    return check_sse(httpx2.post(f"{url}/v1/responses", json=body).content)
 
 
 def test_store_false_writes_nothing(client, served):
@@ -413,6 +451,21 @@ def test_a_failed_background_run_says_so(client, caplog):
 
 
 @on_both
+def test_who_follows_elsewhere_is_told_of_a_deletion(store, client, monkeypatch):
+    monkeypatch.setattr(run_log, "_POLL_SECONDS", 1)
+    running = ask(client, "count for ever", background=True)
+    with make_server(**store).serve() as elsewhere:
+        path = f"{elsewhere}/v1/responses/{running.id}"
+        query = {"stream": "true"}
+        with httpx2.stream("GET", path, params=query, timeout=PATIENCE) as followed:
+            lines = followed.iter_lines()
+            assert next(lines) == "event: response.created"
+            client.responses.delete(running.id)
+            *_, last, _, done, _ = lines
+    assert done == "data: [DONE]"
+    assert json.loads(last[6:])["type"] in ("error", "response.incomplete")
+
+
 def test_cancel_ends_a_background_run_at_once_and_again(url, client, served):
     created = ask(client, "count for ever", background=True)
     began = time.monotonic()
@@ -490,6 +543,9 @@ def test_tokens_are_counted_with_the_context(client):
     alone = client.responses.input_tokens.count(input="Hello").input_tokens
     both = client.responses.input_tokens.count(input="Hello", previous_response_id=first.id)
     assert 1 < alone < 20
+    tool = {"type": "function", "name": "look", "description": "word " * 100, "parameters": {}}
+    count = client.responses.input_tokens.count
+    assert count(input="Hello", tools=[tool]).input_tokens > 100
     assert both.input_tokens > 100
 
 

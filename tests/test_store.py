@@ -75,6 +75,17 @@ def test_a_database_that_cannot_be_used_says_so_without_secrets(url, message):
     database.close()
 
 
+def test_what_the_driver_says_is_for_the_log_alone(caplog):
+    server = make_server(AGENT_KIT_STORE_URL="postgresql://ada@127.0.0.1:1/none")
+    with server.serve() as url:
+        for path in ("responses", "conversations"):
+            refused = httpx2.post(f"{url}/v1/{path}", json={"input": "Hi"})
+            assert (refused.status_code, "127.0.0.1" in refused.text) == (503, False)
+    told = [record.getMessage() for record in caplog.records if "failed" in record.getMessage()]
+    assert any("127.0.0.1" in line and "/v1/conversations" in line for line in told)
+    assert any("127.0.0.1" in line and "Request req_" in line for line in told)
+
+
 async def use_while_it_closes(database):
     reading, go_on = threading.Event(), threading.Event()
 
@@ -112,8 +123,12 @@ def test_a_locked_database_is_a_clear_error_and_loses_nothing(tmp_path, impatien
     server = make_server()
     with server.serve() as url:
         kept = httpx2.post(f"{url}/v1/responses", json={"input": "Hi"}).json()
+        endless = {"input": "count for ever", "background": True}
+        running = httpx2.post(f"{url}/v1/responses", json=endless).json()["id"]
         with contextlib.closing(sqlite3.connect(tmp_path / ".agent_kit/store.db")) as other:
             other.execute("BEGIN IMMEDIATE")
+            follow = f"{url}/v1/responses/{running}?stream=true"
+            assert '"store_busy"' in httpx2.get(follow, timeout=50).text
             refused = httpx2.post(f"{url}/v1/responses", json={"input": "Hi"}, timeout=30)
             assert refused.status_code == 503
             assert refused.json()["error"]["code"] == "store_busy"

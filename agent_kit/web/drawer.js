@@ -3,13 +3,15 @@
 import { find, h, iconButton } from "./dom.js";
 import { deleteConversation, listConversations } from "./history.js";
 
-/** @typedef {import("./history.js").Summary} Summary */
+/**
+ * @typedef {import("./history.js").Summary} Summary
+ * @typedef {import("./stream.js").Problem} Problem
+ */
 
 export class Drawer {
   #dialog = find("#drawer");
   #list = find("#conversations");
   #more = find("#more-conversations");
-  #last = "";
 
   /**
    * @param {(id: string) => void} onOpen
@@ -34,20 +36,24 @@ export class Drawer {
 
   #open() {
     this.#list.replaceChildren();
-    this.#last = "";
     this.#dialog.showModal();
     this.#load();
   }
 
   async #load() {
     this.#more.hidden = true;
+    const last = /** @type {HTMLElement?} */ (this.#list.lastElementChild);
     try {
-      const { data, has_more } = await listConversations(this.#last);
-      this.#last = data.at(-1)?.id ?? this.#last;
+      const { data, has_more } = await listConversations(last?.dataset.id);
       this.#list.append(...data.map((summary) => this.#entry(summary)));
       this.#more.hidden = !has_more;
       find("#no-conversations").hidden = this.#list.childElementCount > 0;
     } catch (error) {
+      if (last && /** @type {Problem} */ (error).status === 404) {
+        // Somebody deleted it in another window: this list is out of date.
+        this.#list.replaceChildren();
+        return this.#load();
+      }
       this.close();
       this.onProblem(error);
     }
@@ -81,7 +87,7 @@ export class Drawer {
         this.onProblem(error);
       }
     });
-    const entry = h("li", {}, open, remove);
+    const entry = h("li", { "data-id": id }, open, remove);
     return entry;
   }
 }
