@@ -120,7 +120,7 @@ class ConversationRoutes:
         owner = caller_of(request)
         found = await self.database.read(list_conversations, owner, limit + 1, after)
         if found is None:
-            raise not_found("Conversation", after, "after")
+            raise not_found("Conversation", str(after), "after")
         return json_answer(page_of([one.summary() for one in found], limit))
 
     async def retrieve_whole(self, request: HttpRequest) -> HttpResponse:

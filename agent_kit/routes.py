@@ -326,9 +326,6 @@ def agent_name(service: AgentService) -> str:
 
 # %% ../nbs/110_routes.ipynb #b67e64ac
 def _add_small_routes(app: FastAPI, service: AgentService) -> None:
-    started = int(time.time())
-    model = {"id": agent_name(service), "object": "model", "created": started, "owned_by": "you"}
-
     async def health() -> dict[str, str]:
         """Tell that the process is alive."""
         return {"status": "healthy"}
@@ -343,6 +340,15 @@ def _add_small_routes(app: FastAPI, service: AgentService) -> None:
         """Tell what the agent is: its name, task, title, icon and abilities."""
         return _info(service)
 
+    for prefix in _PREFIXES:
+        for path, endpoint in (("/health", health), ("/ready", ready), ("/agent/info", info)):
+            app.add_api_route(prefix + path, endpoint, include_in_schema=not prefix)
+
+# %% ../nbs/110_routes.ipynb #b67e64ae
+def _add_models(app: FastAPI, service: AgentService) -> None:
+    started = int(time.time())
+    model = {"id": agent_name(service), "object": "model", "created": started, "owned_by": "you"}
+
     async def models() -> dict[str, Any]:
         """List the one model that this server answers as: the agent."""
         return {"object": "list", "data": [model]}
@@ -356,17 +362,10 @@ def _add_small_routes(app: FastAPI, service: AgentService) -> None:
         return model
 
     for prefix in _PREFIXES:
-        for path, endpoint in (
-            ("/health", health),
-            ("/ready", ready),
-            ("/agent/info", info),
-            ("/v1/models", models),
-            ("/v1/models/{name:path}", one_model),
-            ("/models", models),
-            ("/models/{name:path}", one_model),
-        ):
-            shown = not prefix and not path.startswith("/models")
-            app.add_api_route(prefix + path, endpoint, include_in_schema=shown)
+        for base in ("/v1/models", "/models"):
+            shown = not prefix and base.startswith("/v1")
+            app.add_api_route(prefix + base, models, include_in_schema=shown)
+            app.add_api_route(f"{prefix}{base}/{{name:path}}", one_model, include_in_schema=shown)
 
 # %% ../nbs/110_routes.ipynb #4bccde6b
 _PREFIXES = ("", "/api")
@@ -501,6 +500,7 @@ def create_app(service: AgentService, lifespan: Any = None) -> FastAPI:
             endpoint = AgentEndpoint(service, face)
             app.router.routes.append(Route(prefix + path, endpoint, methods=["POST"]))
     _add_small_routes(app, service)
+    _add_models(app, service)
     _add_error_handlers(app)
     add_page(app, service)
     app.add_middleware(HostGuard, find_allowed=lambda: _allowed_hosts(service))

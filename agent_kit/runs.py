@@ -159,8 +159,7 @@ class Run:
         handler = next(filter(None, reversed(wanted) if sink else wanted), None)
         if handler is None:
             raise RuntimeError("no function is registered with @invoke() or @stream()")
-        if sink:  # even where there are no events: the stream may open from now on
-            await sink.write(self.assembler.start())
+        await _open(sink, self.assembler)
         if handler is self.registry.invoke_handler:
             value = await handler.call(self.request, self.threads)
             await _write(sink, self.assembler.result(value))
@@ -208,6 +207,11 @@ class Run:
 
 # %% ../nbs/100_runs.ipynb #ca723f65
 _STOPPED = "The server stopped before the answer was complete."
+
+
+async def _open(sink: Sink | None, assembler: Assembler) -> None:
+    if sink:  # even where there are no events: the stream may open from now on
+        await sink.write(assembler.start())
 
 
 async def _write(sink: Sink | None, events: list[dict[str, Any]]) -> None:
