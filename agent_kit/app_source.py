@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NEVER_DEPLOYED', 'MAX_FILE_BYTES', 'DeployError', 'AppVariable', 'AppConfig', 'read_app_config', 'list_files',
-           'has_uncommitted_changes', 'requirements_command', 'export_requirements', 'check_files', 'gather_source']
+           'has_uncommitted_changes', 'find_keys', 'requirements_command', 'export_requirements', 'check_files',
+           'gather_source']
 
 # %% ../nbs/195_app_source.ipynb #4eba0dac
 import os
@@ -114,7 +115,8 @@ def read_app_config(path: Path) -> AppConfig:
 NEVER_DEPLOYED = (
     *(".git", ".venv", "venv", "node_modules", "__pycache__", ".ipynb_checkpoints", "*.pyc"),
     *(".agent_kit", "mlflow.db*", "mlruns", "mlartifacts", "dist", ".databricks"),
-    *(".env", ".env.*", ".databrickscfg", "*.pem"),
+    *(".env", ".env.*", ".databrickscfg", ".netrc", ".pypirc"),
+    *("*.pem", "*.key", "*.p12", "id_rsa", "id_ecdsa", "id_ed25519"),
 )
 
 
@@ -148,6 +150,23 @@ def list_files(project_dir: Path) -> list[str]:
 def has_uncommitted_changes(project_dir: Path) -> bool:
     "Whether files of the project differ from the last commit, new files included."
     return bool(_git(project_dir, "status", "--porcelain", "--", "."))
+
+# %% ../nbs/195_app_source.ipynb #a63b8cae
+_KEY = re.compile(
+    rb"\b(dapi|dose)[0-9a-f]{32}|\bsk-[\w-]{20}|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_\w{36}"
+    rb"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
+
+
+def find_keys(project_dir: Path, names: Sequence[str]) -> list[str]:
+    "The places that look like a key or a token, the first of each file, as `name:line`."
+    found = []
+    for name in names:
+        content = (project_dir / name).read_bytes()
+        if key := _KEY.search(content):
+            line = content.count(b"\n", 0, key.start()) + 1
+            found.append(f"{name}:{line}")
+    return found
 
 # %% ../nbs/195_app_source.ipynb #b5889918
 def requirements_command(project_dir: Path, extras: Sequence[str]) -> list[str] | None:

@@ -9,9 +9,9 @@ __all__ = ['parse_resource', 'DeployPlan', 'plan_deployment', 'upload_source', '
 # %% ../nbs/200_deploy.ipynb #b42e6bfe
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from agent_kit.app_source import (
     AppConfig,
     DeployError,
     check_files,
+    find_keys,
     gather_source,
     has_uncommitted_changes,
     list_files,
@@ -91,6 +92,7 @@ class DeployPlan:
     resources: tuple["AppResource", ...]
     commit: str | None
     has_changes: bool
+    keys: tuple[str, ...] = ()
 
     @property
     def reads_experiment(self) -> bool:
@@ -118,6 +120,10 @@ class DeployPlan:
             "requirements": self.requirements,
             "resources": ", ".join(resources) or "none but those it has",
         }
+        if self.keys:
+            rows["careful"] = (
+                f"this looks like a key: {', '.join(self.keys)}; keep it out of the app"
+            )
         return "\n".join(f"{name:<13}{value}" for name, value in rows.items())
 
 # %% ../nbs/200_deploy.ipynb #88f45ebe
@@ -144,6 +150,7 @@ def plan_deployment(settings: Settings) -> DeployPlan:
         resources=tuple(_settings_resources(settings)),
         commit=git_commit(project_dir),
         has_changes=has_uncommitted_changes(project_dir),
+        keys=tuple(find_keys(project_dir, names)),
     )
 
 # %% ../nbs/200_deploy.ipynb #66b16c85
@@ -238,11 +245,17 @@ def _read_uploaded(client: "WorkspaceClient", folder: str) -> set[str]:
     from databricks.sdk.errors import NotFound
     from databricks.sdk.service.workspace import ExportFormat
 
+    path = f"{folder}/{_UPLOADED}"
     try:
-        with client.workspace.download(f"{folder}/{_UPLOADED}", format=ExportFormat.AUTO) as file:
+        with client.workspace.download(path, format=ExportFormat.AUTO) as file:
             return set(json.load(file))
     except NotFound:
         return set()
+    except (ValueError, TypeError):
+        raise DeployError(
+            f"{path} is not the list that a deployment leaves there: delete it in the workspace, "
+            "and what else is of no use there, and deploy again"
+        ) from None
 
 # %% ../nbs/200_deploy.ipynb #02cacab6
 def upload_source(client: "WorkspaceClient", folder: str, source: Mapping[str, bytes]) -> None:
@@ -257,14 +270,16 @@ def upload_source(client: "WorkspaceClient", folder: str, source: Mapping[str, b
         path = f"{folder}/{name}"
         client.workspace.upload(path, content, format=ImportFormat.RAW, overwrite=True)
 
-    stale = _read_uploaded(client, folder) - set(source)
+    known = _read_uploaded(client, folder)
     for subfolder in sorted(
         {f"{folder}/{name}".rpartition("/")[0] for name in [*source, _UPLOADED]}
     ):
         client.workspace.mkdirs(subfolder)
+    # Before the files: an upload that is cut short leaves none that the next one does not know.
+    upload(_UPLOADED, json.dumps(sorted(known | set(source))).encode())
     with ThreadPoolExecutor(_PARALLEL_UPLOADS) as pool:
         list(pool.map(upload, source.keys(), source.values()))
-    for name in sorted(stale):
+    for name in sorted(known - set(source)):
         with suppress(NotFound):
             client.workspace.delete(f"{folder}/{name}")
     upload(_UPLOADED, json.dumps(sorted(source)).encode())
@@ -346,6 +361,21 @@ def _report_answer(client: "WorkspaceClient", url: str, report: Callable[[str], 
         # The deployment has succeeded; only this question has not.
         report(f"Not checked: {error}")
 
+# %% ../nbs/200_deploy.ipynb #4600f421
+@contextmanager
+def _explained(what: str, so_far: str) -> Iterator[None]:
+    "Say what could not be done, why, and how things stand, where the workspace refuses."
+    from databricks.sdk.errors import DatabricksError, OperationFailed
+
+    try:
+        yield
+    except (DatabricksError, OperationFailed, TimeoutError) as error:
+        # The SDK adds its whole configuration to some of its messages.
+        reason = redact(str(error)).partition(" Config: ")[0].rstrip(".")
+        raise DeployError(
+            f"{what}: {reason}; {so_far}. Deploy again once that is mended."
+        ) from error
+
 # %% ../nbs/200_deploy.ipynb #1b280f17
 def deploy(
     settings: Settings | None = None,
@@ -356,8 +386,8 @@ def deploy(
     """Deploy the project as a Databricks app and return its URL; None for a dry run.
 
     `dry_run`: say what would be done, without any network. `report`: takes each line for people.
-    Raises `DeployError` where the project or the app is not fit, `CredentialsError` without
-    credentials, and the SDK's errors where the workspace refuses.
+    Raises `DeployError` where the project or the app is not fit or the workspace refuses, and
+    `CredentialsError` without credentials.
     """
     settings = settings or get_settings()
     plan = plan_deployment(settings)
@@ -366,14 +396,20 @@ def deploy(
         return None
     source = gather_source(plan.project_dir, settings.deploy.extras)
     client = get_workspace_client(settings.deploy.profile)
-    folder = plan.folder or _home_folder(str(client.current_user.me().user_name), plan.app_name)
+    login = f"log in with `databricks auth login --host {client.config.host}`"
+    with _explained("The workspace does not know you", login):
+        user = str(client.current_user.me().user_name)
+    folder = plan.folder or _home_folder(user, plan.app_name)
     report("Preparing the app …")
-    app = _open_app(client, settings, plan)
+    with _explained("The app cannot be prepared", "nothing was uploaded"):
+        app = _open_app(client, settings, plan)
     report(f"Uploading {len(source)} files to {folder} …")
-    upload_source(client, folder, source)
+    with _explained(f"The upload to {folder} broke off", "the app runs on as it was"):
+        upload_source(client, folder, source)
     report("Deploying …")
     url = (app.url or "").rstrip("/")
-    _start_deployment(client, plan, folder, logs=f"{url}/logz")
+    with _explained("The app was not started anew", "its files are uploaded"):
+        _start_deployment(client, plan, folder, logs=f"{url}/logz")
     report(explain_query(url, client.config.host))
     _report_answer(client, url, report)
     return url

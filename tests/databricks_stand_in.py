@@ -79,6 +79,7 @@ class Workspace:
     apps: dict[str, dict[str, Any]] = field(default_factory=dict)
     deployments: list[dict[str, Any]] = field(default_factory=list)
     deployment_failure: str | None = None
+    refused_uploads: set[str] = field(default_factory=set)
     oauth_tokens_made: int = 0
     statements: dict[str, dict[str, Any]] = field(default_factory=dict)
     polls_to_wait: int = 0
@@ -177,6 +178,8 @@ def import_file(workspace: Workspace, call: Call) -> _Answer:
     """Keep a file; every format but RAW turns notebooks into notebooks without an ending."""
     path, content = call.body["path"], call.body["content"]
     _check_parent(workspace, path)
+    if path in workspace.refused_uploads:
+        raise Refusal(403, "PERMISSION_DENIED", f"{call.user} may not write {path}")
     if len(content) > MAX_FILE_BYTES:
         raise Refusal(400, "MAX_NOTEBOOK_SIZE_EXCEEDED", f"{path} is larger than 10 MB")
     exists = path in workspace.files or path in workspace.notebooks

@@ -291,6 +291,61 @@ def test_resources_that_make_no_sense(line: str) -> None:
         parse_resource(line)
 
 
+def test_an_upload_that_is_cut_short_leaves_nothing_that_stays(
+    workspace: Workspace, project: Path
+) -> None:
+    settings = settings_of(project)
+    refused = f"{FOLDER}/nbs/job.py"
+    workspace.refused_uploads.add(refused)
+    with pytest.raises(DeployError, match=r"upload to .*my-agent broke off: .*runs on as it was"):
+        run(settings)
+    assert workspace.deployments == []
+    assert f"{FOLDER}/my_agent/agent.py" in workspace.files
+    (project / "my_agent" / "agent.py").unlink()
+    workspace.refused_uploads.clear()
+    run(settings)
+    assert f"{FOLDER}/my_agent/agent.py" not in workspace.files
+    assert refused in workspace.files
+
+
+def test_a_list_of_uploads_that_is_broken_is_told(workspace: Workspace, project: Path) -> None:
+    settings = settings_of(project)
+    run(settings)
+    for broken in (b"{half", b"7"):
+        workspace.files[f"{FOLDER}/.agent-kit-files.json"] = broken
+        with pytest.raises(DeployError, match=r"agent-kit-files\.json is not the list.*delete it"):
+            run(settings)
+
+
+def test_a_workspace_that_does_not_know_the_user(
+    workspace: Workspace, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABRICKS_TOKEN", "dapi" + "c" * 32)
+    with pytest.raises(DeployError, match=r"does not know you.*databricks auth login") as raised:
+        run(settings_of(project))
+    assert "Config:" not in str(raised.value)
+
+
+def test_compute_that_does_not_start_is_told(workspace: Workspace, project: Path) -> None:
+    settings = settings_of(project)
+    run(settings)
+    app = workspace.apps["my-agent"]
+    app["compute_status"] = {"state": "ERROR", "message": "no capacity"}
+    with pytest.raises(DeployError, match=r"cannot be prepared: .*no capacity; nothing was upl"):
+        run(settings)
+
+
+def test_what_looks_like_a_key_is_told_before_it_is_sent(project: Path) -> None:
+    (project / "my_agent" / "client.py").write_text(f"# mine\nTOKEN = {ADA_TOKEN!r}\n")
+    (project / "deploy.key").write_text("a private one")
+    _, report = run(settings_of(project), dry_run=True)
+    assert "this looks like a key: my_agent/client.py:2;" in report
+    assert ADA_TOKEN not in report
+    assert "(7 files" in report
+    (project / "my_agent" / "client.py").unlink()
+    assert "careful" not in run(settings_of(project), dry_run=True)[1]
+
+
 # Asking a deployed app
 
 
