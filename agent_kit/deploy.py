@@ -365,7 +365,8 @@ def _report_answer(client: "WorkspaceClient", url: str, report: Callable[[str], 
 @contextmanager
 def _explained(what: str, so_far: str) -> Iterator[None]:
     "Say what could not be done, why, and how things stand, where the workspace refuses."
-    from databricks.sdk.errors import DatabricksError, OperationFailed
+    from databricks.sdk.errors import OperationFailed
+    from databricks.sdk.errors.base import DatabricksError
 
     try:
         yield
@@ -396,8 +397,9 @@ def deploy(
         return None
     source = gather_source(plan.project_dir, settings.deploy.extras)
     client = get_workspace_client(settings.deploy.profile)
-    login = f"log in with `databricks auth login --host {client.config.host}`"
-    with _explained("The workspace does not know you", login):
+    host = client.config.host
+    login = f"if the address is right, log in with `databricks auth login --host {host}`"
+    with _explained(f"{host} cannot be asked who you are", login):
         user = str(client.current_user.me().user_name)
     folder = plan.folder or _home_folder(user, plan.app_name)
     report("Preparing the app …")
