@@ -321,7 +321,9 @@ def test_a_workspace_that_does_not_know_the_user(
     workspace: Workspace, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABRICKS_TOKEN", "dapi" + "c" * 32)
-    with pytest.raises(DeployError, match=r"asked who you are: .*known user; .*auth login") as raised:
+    with pytest.raises(
+        DeployError, match=r"asked who you are: .*known user; .*auth login"
+    ) as raised:
         run(settings_of(project))
     assert "Config:" not in str(raised.value)
 
