@@ -17,7 +17,7 @@ from page_support import (
     untraced_server,
     visit,
 )
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 from starlette.responses import JSONResponse, Response
 from web_stand_in import CUT, StandIn, login_redirect, serve_app, stand_in_server
 
@@ -241,6 +241,19 @@ def test_a_failure_of_the_agent_after_it_began_is_shown(page: Page, stage: Stage
     stage.steps = ["Better."]
     shown.get_by_role("button", name="Retry").click()
     expect(answer(page).locator(".message")).to_have_text("Better.")
+
+
+def test_retry_is_offered_for_the_last_question_alone(page: Page, stage: Stage, caplog) -> None:
+    stage.steps = [RuntimeError("out of order")]
+    visit(page, stage.url)
+    ask(page, "First")
+    retry = page.get_by_role("button", name="Retry", exact=True)
+    expect(retry).to_be_visible()
+    stage.steps = ["Here I am."]
+    ask(page, "Second")
+    expect_end(page)
+    expect(page.locator(".problem")).to_be_visible()
+    expect(retry).to_be_hidden()
 
 
 def test_a_body_over_the_limit_says_so(page: Page) -> None:
@@ -499,6 +512,44 @@ def test_long_and_foreign_text_fits(browser: Browser, stage: Stage, width: int) 
             )
             assert min(sizes) >= 36
             assert nameless(page) == []
+
+
+FOREIGN = """- פריט ראשון
+- פריט שני
+
+> ציטוט בעברית
+
+| עמודה | ערך |
+|---|---|
+| שלום | 12 |
+
+```python
+print("שלום")
+```
+
+- an item
+- פריט
+"""
+
+
+def test_lists_quotes_and_tables_run_in_the_direction_of_their_script(
+    page: Page, stage: Stage
+) -> None:
+    stage.steps = [FOREIGN]
+    visit(page, stage.url)
+    ask(page, "שלום")
+    expect_end(page)
+    blocks = answer(page).locator(".prose > *")
+    directions = blocks.evaluate_all("all => all.map((each) => getComputedStyle(each).direction)")
+    assert directions == ["rtl", "rtl", "rtl", "ltr", "ltr"]
+    first, second = answer(page).locator("th").all()
+    assert_right_of(first, second)
+    assert_right_of(blocks.nth(0), answer(page).locator("li").first, by=10)
+
+
+def assert_right_of(one: Locator, other: Locator, by: float = 0) -> None:
+    right, left = (each.evaluate("e => e.getBoundingClientRect().right") for each in (one, other))
+    assert right > left + by
 
 
 def luminance(page: Page) -> int:

@@ -59,6 +59,7 @@ function render(tokens) {
     table.replaceWith(around);
     around.append(table);
   }
+  for (const block of fragment.children) /** @type {HTMLElement} */ (block).dir ||= "auto";
   return fragment;
 }
 
@@ -115,7 +116,7 @@ export function codeBlock(code, language = "") {
   const inner = h("code", {}, ...highlight(shown, language));
   const pre = h("pre", { tabindex: 0 }, inner);
   const name = language && h("span", { class: "language" }, language);
-  return h("div", { class: "code" }, name, copy, pre, shown !== code && rest(inner, code));
+  return h("div", { class: "code", dir: "ltr" }, name, copy, pre, shown !== code && rest(inner, code));
 }
 
 /** Text longer than MUCH characters would hold up the page: its first LITTLE ones are shown. */

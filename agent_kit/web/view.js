@@ -91,7 +91,7 @@ function editor(turn, actions, question) {
     "form",
     { class: "editor", onsubmit: send, onkeydown },
     field,
-    h("p", { class: "hint" }, "What follows this question is asked anew."),
+    h("p", { class: "hint" }, "Sending it removes what came after it."),
     h("button", { type: "button", class: "button", onclick: close }, "Cancel"),
     h("button", { type: "submit", class: "button primary" }, "Send"),
   );
@@ -269,7 +269,7 @@ class ToolRow {
     if (shown === this.#shown) return;
     this.#shown = shown;
     this.element.dataset.state = state;
-    this.#showHead(parts, state, duration(answer.clocks[item.call_id ?? item.id]));
+    this.#showHead(parts, state, duration(answer.clocks[item.call_id ?? item.id], 1));
     this.#body.replaceChildren(
       ...argumentsView(parts.args),
       ...(parts.output === null ? [] : [label("Result"), resultView(parts.output)]),
@@ -484,7 +484,7 @@ function errorView(turn, actions) {
     h("div", {}, h("p", {}, error.message), details.length > 0 && detailsView(details)),
     h(
       "button",
-      { type: "button", class: "button", onclick: act },
+      { type: "button", class: isSignedOut ? "button" : "button retry", onclick: act },
       isSignedOut ? "Reload" : "Retry",
     ),
   );
@@ -492,7 +492,7 @@ function errorView(turn, actions) {
 
 /** @param {(string | 0 | null | undefined | false)[]} details */
 function detailsView(details) {
-  return h("details", {}, h("summary", {}, "Details"), h("code", {}, details.join(" · ")));
+  return h("details", {}, h("summary", {}, icon("chevron"), "Details"), h("code", {}, details.join(" · ")));
 }
 
 /** @param {Answer} answer */
