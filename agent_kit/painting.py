@@ -100,6 +100,7 @@ class PartView:
         self._kit = kit
         self._budget = budget
         self._finished: list[str] = []
+        self._refused, self._refused_at = "", 0
         self._drawn = -1
         self._state: object = None
 
@@ -127,13 +128,18 @@ class PartView:
 
     def _paint_text(self, written: int, complete: bool) -> bool:
         text, known = self.part.text, "".join(self._finished)
+        # The list of a box's children is sent as a whole, so their number must stay small.
+        least = max(1500, written // 8)
+        # A picture that was too dear is made again when it can be paid, or perhaps divided.
+        is_worthwhile = complete or len(text) - self._refused_at >= least
+        if not is_worthwhile and not self._budget.afford(self._refused, written):
+            return False
         if not text.startswith(known):
             known, self._finished = "", []
             del self.widgets[1:]
         rest = text[len(known) :]
         while True:
-            # The list of a box's children is sent as a whole, so their number must stay small.
-            finished, rest = split_finished(rest, at_least=max(1500, written // 8))
+            finished, rest = split_finished(rest, at_least=least)
             if not finished:
                 break
             self._set(-1, text_html(finished), written, True)
@@ -152,7 +158,9 @@ class PartView:
             return True
         if forced or self._budget.afford(value, written):
             widget.value = self._budget.spend(value)
+            self._refused = ""
             return True
+        self._refused, self._refused_at = value, len(self.part.text)
         return False
 
 # %% ../nbs/157_painting.ipynb #818be7e1
