@@ -250,11 +250,16 @@ _HINTS = {
 }
 
 
-def _text_field(hint: str, value: str = "") -> Any:
+def _text_field(hint: str, value: str = "", label: str = "") -> Any:
     import ipywidgets
 
     return ipywidgets.Text(
-        value=value, placeholder=hint, continuous_update=False, layout={"width": "100%"}
+        value=value,
+        placeholder=hint,
+        description=label,
+        continuous_update=False,
+        layout={"width": "100%"},
+        style={"description_width": "initial"},
     )
 
 # %% ../nbs/158_controls.ipynb #adbe6bb1
@@ -353,7 +358,7 @@ class Actions:
 
     def _ask_expectations(self, turn: Turn) -> None:
         kind, text = _expectation_fields(turn)
-        path = _text_field("dataset", str(self._settings().evaluate.dataset))
+        path = _text_field("dataset", str(self._settings().evaluate.dataset), "Kept in")
 
         def save() -> None:
             expectations = read_expectations(kind.value, text.value)

@@ -57,7 +57,7 @@ def _pre(text: str, language: str = "") -> str:
 def _user_part_html(part: dict[str, Any], first: bool) -> str:
     text = str(part.get("text", ""))
     if part["type"] == "input_text" and first:
-        return f'<div class="ak-bubble">{html.escape(text)}</div>' if text else ""
+        return f'<div class="ak-bubble" dir="auto">{html.escape(text)}</div>' if text else ""
     if part["type"] == "input_text":
         name, _, body = text.partition(":\n\n")
         summary = html.escape(name.removeprefix("File "))
@@ -133,7 +133,8 @@ def tool_html(part: Part) -> str:
 def text_html(text: str, *, growing: bool = False, references: dict[str, Any] | None = None) -> str:
     """Return a part of what the agent said, as `render_markdown` draws it."""
     body = render_markdown(text, growing=growing, references=references)
-    return f'<div class="ak-text">{body}</div>'
+    name = "ak-text ak-growing" if growing else "ak-text"
+    return f'<div class="{name}" dir="auto">{body}</div>'
 
 # %% ../nbs/156_display.ipynb #e279e812
 def reasoning_html(part: Part) -> str:

@@ -22,6 +22,14 @@ from .session import Session
 from .transcript import Turn
 
 # %% ../nbs/159_panel.ipynb #57370a18
+# Without a script of its own a panel cannot scroll; an image that has loaded can tell it to.
+_TO_THE_END = (
+    '<img hidden alt="" data-turn="{}" src="data:image/gif;base64,'
+    'R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7" '
+    "onload=\"this.closest('.ak-chat').querySelector('.ak-log').scrollTop=0\">"
+)
+
+
 def _make_head(kit: WidgetKit, chat: "ChatOrders", options: OptionsPane, title: str) -> Any:
     return kit.row(
         kit.html(f'<div class="ak-title">{html.escape(title)}</div>'),
@@ -75,8 +83,9 @@ class Panel:
         style = kit.html(f"{style_sheet()}<style>.{self.kept_class}{{display:none}}</style>")
         head = _make_head(kit, chat, self.options, f"{server.icon} {session.target.name()}")
         log = kit.column(self.messages, name="ak-log")
+        self._scroll = kit.html()
         self.widget = kit.column(
-            *(head, self.options.box, log, self.comparison, self.composer.box, style),
+            *(head, self.options.box, log, self.comparison, self.composer.box, style, self._scroll),
             name="ak-chat",
         )
         self.sync()
@@ -107,6 +116,7 @@ class Panel:
             previous = self._views[-1].turn if self._views else None
             self._views.append(TurnView(self.kit, turn, previous))
             self._active = None
+            self._scroll.value = _TO_THE_END.format(uuid.uuid4().hex)
         wanted = tuple(view.box for view in self._views) or self._welcome
         if self.messages.children != wanted:
             self.messages.children = wanted

@@ -293,6 +293,19 @@ def test_four_hundred_messages_stay_responsive(lab: Lab) -> None:
     lab.run("chat.clear()")
 
 
+def test_what_is_sent_comes_into_view_from_wherever_one_reads(lab: Lab) -> None:
+    panel = panel_of(lab.run("serve(repeat).chat()"))
+    send(panel, "line\n" * 60)
+    expect_ended(panel, 1)
+    panel.locator(".ak-log").evaluate("node => { node.scrollTop = -node.scrollHeight }")
+    expect(panel.locator(".ak-foot")).not_to_be_in_viewport()
+    send(panel, "שלום")
+    expect_ended(panel, 2)
+    expect(panel.locator(".ak-foot").last).to_be_in_viewport()
+    bubble = panel.locator(".ak-bubble").last
+    assert bubble.evaluate("node => getComputedStyle(node).direction") == "rtl"
+
+
 def luminance(colour: str) -> float:
     red, green, blue = (int(part) / 255 for part in re.findall(r"\d+", colour)[:3])
     return 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2
