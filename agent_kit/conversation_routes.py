@@ -27,10 +27,11 @@ from agent_kit.conversation_store import (
     whole_conversation,
 )
 from .fields import check_list, missing
+from .history import not_found
 from .items import check_input
 from .protocol import Metadata, RequestError, as_request_error
 from .routes import read_json
-from .state import ServedState, not_found
+from .state import ServedState
 from agent_kit.state_routes import (
     add_routes,
     caller_of,

@@ -18,12 +18,13 @@ from starlette.responses import Response as HttpResponse
 
 from .context import RequestContext
 from .fields import missing
+from .history import owner_of
 from .mlflow_setup import open_experiment
 from .protocol import RequestError
 from .routes import read_json
 from .runs import AgentService
 from .settings import Settings
-from .state import ServedState, owner_of
+from .state import ServedState
 from .tracing import TraceNotFoundError, flush_traces, log_feedback, trace_tree
 from .wire import dump_json
 

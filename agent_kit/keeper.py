@@ -27,20 +27,18 @@ from .store import forget_chains, used_bytes
 from .store_schema import StoreError
 from .stored_runs import RunHub
 
-# %% ../nbs/105_keeper.ipynb #ac04132a
+# %% ../nbs/105_keeper.ipynb #6c9cde11
 _logger = logging.getLogger(__name__)
-_TICK_SECONDS = 0.25
-_BEATS_A_LEASE = 5
-_FORGET_SECONDS = 3600
-_DAY_SECONDS = 86_400
-_BATCH = 200
 
-# %% ../nbs/105_keeper.ipynb #7a358891
+# %% ../nbs/105_keeper.ipynb #45d3a150
 @dataclass
 class _Seen:
     beats: int
     at: float
     looks: int = 0
+
+# %% ../nbs/105_keeper.ipynb #e11f9b92
+_BEATS_A_LEASE = 5
 
 
 class Watch:
@@ -83,7 +81,15 @@ def _adopt_each(runs: Iterable[StoredRun], adopt: Callable[[StoredRun], None]) -
     if errors:
         raise errors[0]
 
-# %% ../nbs/105_keeper.ipynb #30f92db7
+# %% ../nbs/105_keeper.ipynb #e1a62cd7
+_TICK_SECONDS = 0.25
+_FORGET_SECONDS = 3600
+_DAY_SECONDS = 86_400
+_BATCH = 200
+_MOST = 500
+_KEPT_SECONDS = 300
+
+
 class Keeper:
     """Keeps a worker alive in the eyes of the others, and its store clean.
 
@@ -173,7 +179,3 @@ class Keeper:
             newest = time.time() - _KEPT_SECONDS
             if not self._database.write_now(forget_chains, newest, _BATCH):
                 break
-
-# %% ../nbs/105_keeper.ipynb #0098a3a2
-_MOST = 500
-_KEPT_SECONDS = 300

@@ -38,7 +38,7 @@ from .translation import Assembler, make_assembler
 # %% ../nbs/100_runs.ipynb #1a9862bd
 _logger = logging.getLogger(__name__)
 
-# %% ../nbs/100_runs.ipynb #7e7cd1f7
+# %% ../nbs/100_runs.ipynb #9dad1250
 @dataclass(frozen=True)
 class Failure:
     """What a caller is told of a failed run: an HTTP status and an error in the one form."""
@@ -54,7 +54,12 @@ class Failure:
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return {"error": error}
 
+# %% ../nbs/100_runs.ipynb #59474137
+def _model_status(status: int | None) -> int:
+    # A provider that refuses the kit's own key is not the caller's fault: 401 becomes 502.
+    return status if status in (400, 404, 413, 429, 503, 504) else 502
 
+# %% ../nbs/100_runs.ipynb #b38e829e
 def explain_failure(error: BaseException, request_id: str) -> Failure:
     """Return what the caller may know of `error`."""
     if isinstance(error, RequestError):
@@ -67,22 +72,17 @@ def explain_failure(error: BaseException, request_id: str) -> Failure:
     message = f"The agent failed. The server's log has the details of request {request_id}."
     return Failure(500, "server_error", message, "server_error")
 
-
+# %% ../nbs/100_runs.ipynb #3c39bc6d
 def _told(error: Exception, detail: str) -> str:
     # A model's failure says what to do; where in the kit it was noticed helps nobody.
     return redact(error.message) if isinstance(error, ModelError) else detail
-
-
-def _model_status(status: int | None) -> int:
-    # A provider that refuses the kit's own key is not the caller's fault: 401 becomes 502.
-    return status if status in (400, 404, 413, 429, 503, 504) else 502
 
 # %% ../nbs/100_runs.ipynb #4f7a61be
 failure_listener: contextvars.ContextVar[Callable[[BaseException], None] | None] = (
     contextvars.ContextVar("agent_kit_failure_listener", default=None)
 )
 
-# %% ../nbs/100_runs.ipynb #c45b3114
+# %% ../nbs/100_runs.ipynb #4b27bcd7
 class Sink(Protocol):
     """Where the events of a streamed run go."""
 
@@ -95,7 +95,17 @@ class Sink(Protocol):
         """Take the next events, in order."""
         ...
 
-# %% ../nbs/100_runs.ipynb #2b677270
+# %% ../nbs/100_runs.ipynb #b9080715
+async def _open(sink: Sink | None, assembler: Assembler) -> None:
+    if sink:  # even where there are no events: the stream may open from now on
+        await sink.write(assembler.start())
+
+# %% ../nbs/100_runs.ipynb #062e77b2
+async def _write(sink: Sink | None, events: list[dict[str, Any]]) -> None:
+    if sink and events:
+        await sink.write(events)
+
+# %% ../nbs/100_runs.ipynb #37f3a678
 class RunFailed(Exception):
     """A run ended before its caller was sent anything; `failure` is what to answer."""
 
@@ -103,7 +113,16 @@ class RunFailed(Exception):
         super().__init__(failure.message)
         self.failure = failure
 
-# %% ../nbs/100_runs.ipynb #90294ccf
+# %% ../nbs/100_runs.ipynb #89f8dbb6
+def _outcome(body: dict[str, Any], status: Status, error: str | None) -> dict[str, Any]:
+    if status == "OK" and (told := body.get("error")):  # the agent itself said that it failed
+        return {"status": "ERROR", "error": told["message"]}
+    return {"status": status, "error": error}
+
+# %% ../nbs/100_runs.ipynb #a6334468
+_STOPPED = "The server stopped before the answer was complete."
+
+
 @dataclass
 class Run:
     """One run of an agent for one request; drive it once, by `answer` or by `stream`.
@@ -205,26 +224,7 @@ class Run:
         body = self.assembler.body
         self.trace.finish(outputs=body, usage=body.get("usage"), **_outcome(body, status, error))
 
-# %% ../nbs/100_runs.ipynb #ca723f65
-_STOPPED = "The server stopped before the answer was complete."
-
-
-async def _open(sink: Sink | None, assembler: Assembler) -> None:
-    if sink:  # even where there are no events: the stream may open from now on
-        await sink.write(assembler.start())
-
-
-async def _write(sink: Sink | None, events: list[dict[str, Any]]) -> None:
-    if sink and events:
-        await sink.write(events)
-
-
-def _outcome(body: dict[str, Any], status: Status, error: str | None) -> dict[str, Any]:
-    if status == "OK" and (told := body.get("error")):  # the agent itself said that it failed
-        return {"status": "ERROR", "error": told["message"]}
-    return {"status": status, "error": error}
-
-# %% ../nbs/100_runs.ipynb #a1c0ffe2
+# %% ../nbs/100_runs.ipynb #ea8e8797
 class AnyRun(Protocol):
     """What a route drives: a run, or one that is stored."""
 
@@ -260,7 +260,7 @@ class AnyRun(Protocol):
         """Note that the caller is gone."""
         ...
 
-# %% ../nbs/100_runs.ipynb #a1c0ffe3
+# %% ../nbs/100_runs.ipynb #7b2a5d57
 class StateKeeper(Protocol):
     """What stores responses and opens the runs that are stored."""
 
@@ -270,7 +270,25 @@ class StateKeeper(Protocol):
         """Return a run for a request, with the context that it continues."""
         ...
 
-# %% ../nbs/100_runs.ipynb #c5718dfa
+# %% ../nbs/100_runs.ipynb #e076d365
+def _note_speaker(context: RequestContext, request: Request) -> None:
+    told = request.context
+    user = getattr(request, "user", None) or getattr(request, "safety_identifier", None)
+    context.user = context.user or (told and told.user_id) or user
+    context.conversation_id = context.conversation_id or (told and told.conversation_id)
+    session = (request.custom_inputs or {}).get("session_id")
+    context.session_id = context.session_id or session or context.conversation_id
+
+# %% ../nbs/100_runs.ipynb #6aa41696
+def _with_pairs(request: ResponsesRequest) -> ResponsesRequest:
+    items = expand_hosted_calls(request.input)
+    return request if items is request.input else request.model_copy(update={"input": items})
+
+# %% ../nbs/100_runs.ipynb #1a02857e
+def _tool_names(request: Request) -> Iterator[str]:
+    return (tool["name"] for tool in getattr(request, "tools", ()) if "name" in tool)
+
+# %% ../nbs/100_runs.ipynb #ec691f30
 class AgentService:
     """What answers requests: an agent's functions, the task they speak, settings and threads.
 
@@ -341,21 +359,3 @@ class AgentService:
             assembler = HostedCalls(assembler, _tool_names(request))
         registry = self.find_registry()
         return Run(registry, received, assembler, context, trace, self.threads)
-
-# %% ../nbs/100_runs.ipynb #88772a43
-def _with_pairs(request: ResponsesRequest) -> ResponsesRequest:
-    items = expand_hosted_calls(request.input)
-    return request if items is request.input else request.model_copy(update={"input": items})
-
-
-def _tool_names(request: Request) -> Iterator[str]:
-    return (tool["name"] for tool in getattr(request, "tools", ()) if "name" in tool)
-
-
-def _note_speaker(context: RequestContext, request: Request) -> None:
-    told = request.context
-    user = getattr(request, "user", None) or getattr(request, "safety_identifier", None)
-    context.user = context.user or (told and told.user_id) or user
-    context.conversation_id = context.conversation_id or (told and told.conversation_id)
-    session = (request.custom_inputs or {}).get("session_id")
-    context.session_id = context.session_id or session or context.conversation_id

@@ -22,6 +22,7 @@ from .compaction import compact_items, count_tokens
 from .context import RequestContext
 from .events import DONE, encode_event
 from .fields import wrong_value
+from .history import owner_of, read_history, resolve_references
 from .hosted_calls import expand_hosted_calls
 from .output import complete_usage, new_id
 from agent_kit.protocol import (
@@ -33,7 +34,7 @@ from agent_kit.protocol import (
 )
 from .routes import SseSink, read_json
 from .run_log import error_line, is_terminal
-from .state import ServedState, owner_of, read_history, resolve_references
+from .state import ServedState
 from .store import Chain, get_chain
 
 # %% ../nbs/112_state_routes.ipynb #9ba3c2a0

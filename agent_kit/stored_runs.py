@@ -28,16 +28,16 @@ from .translation import Assembler
 # %% ../nbs/104_stored_runs.ipynb #e14e8360
 _logger = logging.getLogger(__name__)
 
-# %% ../nbs/104_stored_runs.ipynb #90e62451
+# %% ../nbs/104_stored_runs.ipynb #c755cbb2
 def _new_worker_name() -> str:
     return f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
 
-
+# %% ../nbs/104_stored_runs.ipynb #7a7992dc
 def _register(connection: Any, workers: list[str]) -> None:
     for worker in workers:
         beat(connection, worker)
 
-# %% ../nbs/104_stored_runs.ipynb #813d1c5f
+# %% ../nbs/104_stored_runs.ipynb #6d16c760
 class RunHub:
     """The runs that are under way in this process, by the ids of their responses."""
 
@@ -74,10 +74,18 @@ class RunHub:
             stored.abandon()
         await asyncio.wait(tasks)
 
-# %% ../nbs/104_stored_runs.ipynb #fa5378e5
+# %% ../nbs/104_stored_runs.ipynb #16ddf809
+def _note_failure(task: asyncio.Task[None]) -> None:
+    if task.cancelled():
+        return
+    error = task.exception()
+    if error and not isinstance(error, RunFailed | RunLost):
+        _logger.error("A run could not be stored: %s", error)
+
+# %% ../nbs/104_stored_runs.ipynb #8d9a6211
 _ADDING = ("completed", "incomplete")
 
-# %% ../nbs/104_stored_runs.ipynb #84d32514
+
 @dataclass(eq=False)
 class RecordedRun:
     """A run whose response is stored, in a task of its own where others may follow it.
@@ -168,7 +176,7 @@ class RecordedRun:
         elif appended:
             await self.hub.database.write(append_items, appended)
 
-# %% ../nbs/104_stored_runs.ipynb #0a1fa4c5
+# %% ../nbs/104_stored_runs.ipynb #2b505e95
 @dataclass(eq=False)
 class StoredRun(RecordedRun):
     """A stored run as the one who asked for it sees it; it has the face of a `Run`."""
@@ -243,11 +251,3 @@ class StoredRun(RecordedRun):
         if sink.opened and not self.log.error:
             async for lines in self.log.follow(sink.sent - 1):
                 await sink.send_lines(lines)
-
-# %% ../nbs/104_stored_runs.ipynb #f017fce7
-def _note_failure(task: asyncio.Task[None]) -> None:
-    if task.cancelled():
-        return
-    error = task.exception()
-    if error and not isinstance(error, RunFailed | RunLost):
-        _logger.error("A run could not be stored: %s", error)

@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from .compaction import expand_compactions
 from .context import RequestContext
+from .history import History
 from .items import check_outputs_have_calls
 from agent_kit.protocol import (
     OPENAI_RESPONSES,
@@ -33,7 +34,7 @@ from agent_kit.protocol import (
 from .routes import note_failure, refuse
 from .run_log import line_type
 from .runs import AgentService, AnyRun, RunFailed
-from .state import History, ServedState
+from .state import ServedState
 
 # %% ../nbs/116_websocket.ipynb #9ffd8d3e
 def is_same_site(headers: dict[str, str]) -> bool:
