@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from .compaction import expand_compactions
 from .context import RequestContext
+from .guards import note_failure, refuse
 from .history import History
 from .items import check_outputs_have_calls
 from agent_kit.protocol import (
@@ -31,7 +32,6 @@ from agent_kit.protocol import (
     parse_json,
     parse_request,
 )
-from .routes import note_failure, refuse
 from .run_log import line_type
 from .runs import AgentService, AnyRun, RunFailed
 from .state import ServedState
@@ -48,10 +48,7 @@ def is_same_site(headers: dict[str, str]) -> bool:
     ours = (headers.get("host", ""), headers.get("x-forwarded-host", ""))
     return urlsplit(origin).netloc.lower() in {name.lower() for name in ours if name}
 
-# %% ../nbs/116_websocket.ipynb #327fde3b
-_CREATE = "response.create"
-
-
+# %% ../nbs/116_websocket.ipynb #813f8a36
 def _check_size(size: int, limit: int, what: str) -> None:
     if size > limit:
         raise RequestError(
@@ -60,6 +57,9 @@ def _check_size(size: int, limit: int, what: str) -> None:
             code="request_too_large",
             status=413,
         )
+
+# %% ../nbs/116_websocket.ipynb #7214c4e0
+_CREATE = "response.create"
 
 
 def read_create(message: bytes, limit: int) -> dict[str, Any]:
@@ -84,7 +84,10 @@ def read_create(message: bytes, limit: int) -> dict[str, Any]:
         )
     return {**body, "stream": True}
 
-# %% ../nbs/116_websocket.ipynb #5a55a568
+# %% ../nbs/116_websocket.ipynb #8694667d
+_LONGEST_LANE = 256
+
+
 def take_lane(body: dict[str, Any]) -> bytes:
     """Take the lane out of a request and return what is added to its events, mostly nothing.
 
@@ -101,15 +104,12 @@ def take_lane(body: dict[str, Any]) -> bytes:
         )
     return b',"stream_id":' + dump_json(lane)
 
-
-_LONGEST_LANE = 256
-
-
+# %% ../nbs/116_websocket.ipynb #a2430515
 def in_lane(line: bytes, lane: bytes) -> bytes:
     """Return an event, written as JSON, with its lane."""
     return line[:-1] + lane + b"}" if lane else line
 
-# %% ../nbs/116_websocket.ipynb #dd17e105
+# %% ../nbs/116_websocket.ipynb #03045ab9
 def error_event(status: int, body: dict[str, Any], request_id: str) -> bytes:
     """Return the event, as JSON, that tells of an error.
 
@@ -118,17 +118,14 @@ def error_event(status: int, body: dict[str, Any], request_id: str) -> bytes:
     error = {**body["error"], "headers": {"x-request-id": request_id}}
     return dump_json({"type": "error", "status": status, "error": error})
 
-
+# %% ../nbs/116_websocket.ipynb #e95e8b71
 def _told_error(line: bytes, request_id: str) -> bytes:
     # The store has failed in the middle of a stream, which tells it in the flat form.
     told = orjson.loads(line)
     error = RequestError(told["message"], code=told["code"], status=503, type="server_error")
     return error_event(error.status, error.body(), request_id)
 
-# %% ../nbs/116_websocket.ipynb #0685afad
-_OPEN_AFTER_SECONDS = 0.05
-
-
+# %% ../nbs/116_websocket.ipynb #875c0553
 async def send_line(send: Send, line: bytes) -> None:
     """Send a message; one that nobody is there to receive is dropped."""
     try:
@@ -136,7 +133,10 @@ async def send_line(send: Send, line: bytes) -> None:
     except (OSError, RuntimeError):
         return  # whoever reads from the connection is told that it is closed
 
-# %% ../nbs/116_websocket.ipynb #5d8f1dbd
+# %% ../nbs/116_websocket.ipynb #59de96fd
+_OPEN_AFTER_SECONDS = 0.05
+
+
 class SocketSink:
     """A sink that sends the events of a run as messages of a WebSocket."""
 
@@ -182,13 +182,16 @@ class SocketSink:
     def _on_timer(self) -> None:
         self._timed = asyncio.get_running_loop().create_task(self.flush())
 
-# %% ../nbs/116_websocket.ipynb #26ebdcb1
+# %% ../nbs/116_websocket.ipynb #8f8b3fb6
 @dataclass(frozen=True)
 class Remembered:
     """The context after a response that is not stored, and how much of it came this way."""
 
     items: list[dict[str, Any]]
     size: int
+
+
+_MOST_REMEMBERED = 16
 
 
 class ConnectionMemory:
@@ -214,9 +217,6 @@ class ConnectionMemory:
         """Forget a response, if it is there."""
         if isinstance(response_id, str):
             self._kept.pop(response_id, None)
-
-# %% ../nbs/116_websocket.ipynb #189d2805
-_MOST_REMEMBERED = 16
 
 # %% ../nbs/116_websocket.ipynb #c77cb277
 @dataclass
@@ -261,13 +261,13 @@ class Exchange:
         """Return the context after the answer."""
         return Remembered([*self.context.items, *output], self.size + len(dump_json(output)))
 
-# %% ../nbs/116_websocket.ipynb #2578cd4a
+# %% ../nbs/116_websocket.ipynb #803f8949
+def _new_request_id() -> str:
+    return f"req_{secrets.token_hex(12)}"
+
+# %% ../nbs/116_websocket.ipynb #d74129e4
 _logger = logging.getLogger(__name__)
-
-
 _MOST_WAITING = 8
-
-
 _BUSY = RequestError(
     f"More than {_MOST_WAITING} requests wait on this connection: read the answers first.",
     code="too_many_requests",
@@ -277,10 +277,6 @@ _BUSY = RequestError(
 _BROKEN = "The server failed on this request; its log has the details."
 
 
-def _new_request_id() -> str:
-    return f"req_{secrets.token_hex(12)}"
-
-# %% ../nbs/116_websocket.ipynb #d041659c
 class SocketSession:
     """What happens on one connection.
 
@@ -375,7 +371,15 @@ class SocketSession:
         told = error_event(error.status, error.body(), request_id)
         await send_line(self._send, in_lane(told, lane))
 
-# %% ../nbs/116_websocket.ipynb #e4c83d05
+# %% ../nbs/116_websocket.ipynb #c60001a0
+_FOREIGN = RequestError(
+    "A page of another site may not open a connection to this server.",
+    param="Origin",
+    code="foreign_origin",
+    status=403,
+)
+
+
 class SocketEndpoint:
     """An ASGI application that answers WebSockets for an agent."""
 
@@ -392,15 +396,7 @@ class SocketEndpoint:
         await send({"type": "websocket.accept"})
         await SocketSession(self._service, self._state, headers, receive, send).serve()
 
-
-_FOREIGN = RequestError(
-    "A page of another site may not open a connection to this server.",
-    param="Origin",
-    code="foreign_origin",
-    status=403,
-)
-
-
+# %% ../nbs/116_websocket.ipynb #2acc50a5
 def add_websocket_routes(
     app: FastAPI, service: AgentService, state: ServedState | None = None
 ) -> None:
