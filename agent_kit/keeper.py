@@ -81,7 +81,7 @@ def _adopt_each(runs: Iterable[StoredRun], adopt: Callable[[StoredRun], None]) -
     if errors:
         raise errors[0]
 
-# %% ../nbs/105_keeper.ipynb #e1a62cd7
+# %% ../nbs/105_keeper.ipynb #6704717e
 _TICK_SECONDS = 0.25
 _FORGET_SECONDS = 3600
 _DAY_SECONDS = 86_400
@@ -89,7 +89,7 @@ _BATCH = 200
 _MOST = 500
 _KEPT_SECONDS = 300
 
-
+# %% ../nbs/105_keeper.ipynb #e1a62cd7
 class Keeper:
     """Keeps a worker alive in the eyes of the others, and its store clean.
 

@@ -112,7 +112,7 @@ def _request_id(headers: dict[str, str]) -> str:
     given = headers.get("x-request-id", "")
     return given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
 
-# %% ../nbs/110_routes.ipynb #23c544e9
+# %% ../nbs/110_routes.ipynb #1f121d02
 _OPEN_AFTER_SECONDS = 0.05
 _KEEP_ALIVE_SECONDS = 15.0
 _STREAM_HEADERS: Headers = [
@@ -121,7 +121,7 @@ _STREAM_HEADERS: Headers = [
     (b"x-accel-buffering", b"no"),
 ]
 
-
+# %% ../nbs/110_routes.ipynb #23c544e9
 class SseSink:
     """A sink that sends the events of a run as server-sent events.
 

@@ -119,10 +119,10 @@ def _outcome(body: dict[str, Any], status: Status, error: str | None) -> dict[st
         return {"status": "ERROR", "error": told["message"]}
     return {"status": status, "error": error}
 
-# %% ../nbs/100_runs.ipynb #a6334468
+# %% ../nbs/100_runs.ipynb #6c94ab46
 _STOPPED = "The server stopped before the answer was complete."
 
-
+# %% ../nbs/100_runs.ipynb #a6334468
 @dataclass
 class Run:
     """One run of an agent for one request; drive it once, by `answer` or by `stream`.

@@ -59,7 +59,7 @@ def _collect_garbage_rarely() -> None:
     if 0 < first < _OBJECTS_BEFORE_COLLECTION:
         gc.set_threshold(_OBJECTS_BEFORE_COLLECTION, *others)
 
-# %% ../nbs/120_server.ipynb #608f5254
+# %% ../nbs/120_server.ipynb #06562560
 _TRACES_SECONDS = 2
 _NO_AGENT = """No agent is registered. Write a function and decorate it:
 
@@ -70,7 +70,7 @@ _NO_AGENT = """No agent is registered. Write a function and decorate it:
         return "Hello"
 """
 
-
+# %% ../nbs/120_server.ipynb #608f5254
 class AgentApp:
     """The application of one agent: its registry, its settings and the ASGI app.
 

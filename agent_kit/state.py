@@ -79,10 +79,10 @@ def _end_dead_run(connection: Any, run: DeadRun, worker: str) -> None:
     end = RunEnd(restored.body, len(lines), list(map(dump_json, events)))
     end_runs(connection, [end])
 
-# %% ../nbs/106_state.ipynb #6f1baa4f
+# %% ../nbs/106_state.ipynb #9c3c3e3f
 _MOST_ATTEMPTS = 3
 
-
+# %% ../nbs/106_state.ipynb #6f1baa4f
 class DeadRuns:
     """Brings runs of dead workers to their end, or runs them again."""
 
@@ -156,10 +156,10 @@ class DeadRuns:
 def _is_compacted(items: list[dict[str, Any]]) -> bool:
     return any(item.get("type") == "compaction" for item in items)
 
-# %% ../nbs/106_state.ipynb #3838bec7
+# %% ../nbs/106_state.ipynb #cc311da2
 _LEAVE_SECONDS = 3.0
 
-
+# %% ../nbs/106_state.ipynb #3838bec7
 class State(DeadRuns):
     """What a service remembers; it opens the runs of requests in the form of the Responses API."""
 
@@ -242,10 +242,10 @@ def _delete_responses(connection: Any, found: list[tuple[str, str]]) -> None:
 def _request_cancel(connection: Any, response_ids: list[str]) -> None:
     request_cancel(connection, response_ids)
 
-# %% ../nbs/106_state.ipynb #4f966388
+# %% ../nbs/106_state.ipynb #b6ace082
 _CANCEL_SECONDS = 3.0
 
-
+# %% ../nbs/106_state.ipynb #4f966388
 class ServedState(State):
     """State that can be asked for: what routes need."""
 

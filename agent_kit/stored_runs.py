@@ -82,10 +82,10 @@ def _note_failure(task: asyncio.Task[None]) -> None:
     if error and not isinstance(error, RunFailed | RunLost):
         _logger.error("A run could not be stored: %s", error)
 
-# %% ../nbs/104_stored_runs.ipynb #8d9a6211
+# %% ../nbs/104_stored_runs.ipynb #11fb6c0e
 _ADDING = ("completed", "incomplete")
 
-
+# %% ../nbs/104_stored_runs.ipynb #8d9a6211
 @dataclass(eq=False)
 class RecordedRun:
     """A run whose response is stored, in a task of its own where others may follow it.

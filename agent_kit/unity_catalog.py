@@ -17,14 +17,9 @@ if TYPE_CHECKING:
     from databricks.sdk import WorkspaceClient
     from databricks.sdk.service.sql import StatementResponse
 
-# %% ../nbs/074_unity_catalog.ipynb #1818029f
-class UnityCatalogError(RuntimeError):
-    """A function in Unity Catalog could not be called; the message says why."""
-
-
+# %% ../nbs/074_unity_catalog.ipynb #1b97c226
 _STATEMENT = "SELECT system.ai.python_exec(:code)"
 _FIRST_WAIT = "5s"
-_POLL_SECONDS = 1.0
 
 
 def _begin(client: "WorkspaceClient", warehouse_id: str, code: str) -> "StatementResponse":
@@ -35,12 +30,16 @@ def _begin(client: "WorkspaceClient", warehouse_id: str, code: str) -> "Statemen
         _STATEMENT, warehouse_id, parameters=[parameter], wait_timeout=_FIRST_WAIT
     )
 
-# %% ../nbs/074_unity_catalog.ipynb #c5507fb7
+# %% ../nbs/074_unity_catalog.ipynb #5a0886d2
 def _state(statement: "StatementResponse") -> str:
     state = statement.status.state if statement.status else None
     return state.value if state else "UNKNOWN"
 
+# %% ../nbs/074_unity_catalog.ipynb #a02702c3
+class UnityCatalogError(RuntimeError):
+    """A function in Unity Catalog could not be called; the message says why."""
 
+# %% ../nbs/074_unity_catalog.ipynb #a9d882aa
 def _printed(statement: "StatementResponse") -> str:
     if _state(statement) != "SUCCEEDED":
         error = statement.status.error if statement.status else None
@@ -48,6 +47,9 @@ def _printed(statement: "StatementResponse") -> str:
         raise UnityCatalogError(f"system.ai.python_exec could not run: {said}")
     rows = (statement.result.data_array if statement.result else None) or [[""]]
     return rows[0][0] or ""
+
+# %% ../nbs/074_unity_catalog.ipynb #75a59c34
+_POLL_SECONDS = 1.0
 
 
 async def _run_in_warehouse(client: "WorkspaceClient", warehouse_id: str, code: str) -> str:
@@ -64,7 +66,7 @@ async def _run_in_warehouse(client: "WorkspaceClient", warehouse_id: str, code: 
         raise
     return _printed(statement)
 
-# %% ../nbs/074_unity_catalog.ipynb #82b8149f
+# %% ../nbs/074_unity_catalog.ipynb #b6a574ec
 def has_databricks_connect() -> bool:
     """Whether the package databricks-connect is installed."""
     try:
@@ -72,7 +74,7 @@ def has_databricks_connect() -> bool:
     except ModuleNotFoundError:
         return False
 
-
+# %% ../nbs/074_unity_catalog.ipynb #fd97aeaa
 def _run_with_spark(code: str) -> str:
     from databricks.connect import DatabricksSession  # pyright: ignore[reportMissingImports]
 

@@ -133,10 +133,10 @@ async def send_line(send: Send, line: bytes) -> None:
     except (OSError, RuntimeError):
         return  # whoever reads from the connection is told that it is closed
 
-# %% ../nbs/116_websocket.ipynb #59de96fd
+# %% ../nbs/116_websocket.ipynb #a9b73239
 _OPEN_AFTER_SECONDS = 0.05
 
-
+# %% ../nbs/116_websocket.ipynb #59de96fd
 class SocketSink:
     """A sink that sends the events of a run as messages of a WebSocket."""
 
@@ -265,7 +265,7 @@ class Exchange:
 def _new_request_id() -> str:
     return f"req_{secrets.token_hex(12)}"
 
-# %% ../nbs/116_websocket.ipynb #d74129e4
+# %% ../nbs/116_websocket.ipynb #6dc6a760
 _logger = logging.getLogger(__name__)
 _MOST_WAITING = 8
 _BUSY = RequestError(
@@ -276,7 +276,7 @@ _BUSY = RequestError(
 )
 _BROKEN = "The server failed on this request; its log has the details."
 
-
+# %% ../nbs/116_websocket.ipynb #d74129e4
 class SocketSession:
     """What happens on one connection.
 
