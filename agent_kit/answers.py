@@ -23,11 +23,11 @@ from .datasets import Case, history_item
 from .server import AgentServer
 from .tracing import TraceNotFoundError, trace_tree
 
-# %% ../nbs/182_answers.ipynb #6672dda4
+# %% ../nbs/182_answers.ipynb #e1497582
 def _messages_key(task: str) -> str:
     return "input" if task == "agent/v1/responses" else "messages"
 
-
+# %% ../nbs/182_answers.ipynb #531c85a6
 def request_of(case: Case, task: str) -> dict[str, Any]:
     """Return the JSON body that puts a case to an agent of a task type, without its turns."""
     key = _messages_key(task)
@@ -37,7 +37,7 @@ def request_of(case: Case, task: str) -> dict[str, Any]:
         body[key] = body.pop(other)
     return body
 
-# %% ../nbs/182_answers.ipynb #065ae6d5
+# %% ../nbs/182_answers.ipynb #8fc4c54f
 class NoAnswer(Exception):
     """A request got an error instead of an answer; `trace_id` is that of its trace, or empty."""
 
@@ -45,13 +45,13 @@ class NoAnswer(Exception):
         super().__init__(message)
         self.trace_id = trace_id
 
-
+# %% ../nbs/182_answers.ipynb #1d81d6e0
 def _reason(trace_id: str, message: str) -> str:
     with suppress(TraceNotFoundError):
         return trace_tree(trace_id)[0]["message"] or message
     return message
 
-
+# %% ../nbs/182_answers.ipynb #6eedb3fb
 async def _post(http: httpx2.AsyncClient, body: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Return the answer to one request and the id of its trace."""
     reply = await http.post("/invocations", json={**body, "stream": False})

@@ -33,7 +33,14 @@ from .sections import Settings, Threshold
 from .server import AgentServer, load_server
 from .settings import get_settings
 
-# %% ../nbs/190_evaluate.ipynb #23683f65
+# %% ../nbs/190_evaluate.ipynb #f5f54b15
+def _shown(path: Path, settings: Settings) -> str:
+    try:
+        return path.resolve().relative_to(settings.project_dir).as_posix()
+    except ValueError:
+        return path.name
+
+# %% ../nbs/190_evaluate.ipynb #63161708
 Dataset = str | os.PathLike[str] | Iterable[object]
 
 
@@ -55,13 +62,6 @@ def read_dataset(dataset: Dataset | None, settings: Settings) -> tuple[str, list
     check_expectations(cases)
     return name, cases
 
-
-def _shown(path: Path, settings: Settings) -> str:
-    try:
-        return path.resolve().relative_to(settings.project_dir).as_posix()
-    except ValueError:
-        return path.name
-
 # %% ../nbs/190_evaluate.ipynb #34931142
 def read_scorers(scorers: Iterable[Any]) -> tuple[Scorer, ...]:
     """Return scorers for functions, scorers and MLflow's scorers.
@@ -79,7 +79,7 @@ def read_scorers(scorers: Iterable[Any]) -> tuple[Scorer, ...]:
         )
     return found
 
-# %% ../nbs/190_evaluate.ipynb #2b830355
+# %% ../nbs/190_evaluate.ipynb #a5207c3e
 FindTrace = Callable[[str], Any]
 
 
@@ -99,7 +99,7 @@ def _judge_row(
 
     return Row(case, repeat, answer, tuple(map(score, scorers)))
 
-
+# %% ../nbs/190_evaluate.ipynb #c069d685
 def judge_answers(
     scorers: Sequence[Scorer],
     cases: Sequence[Case],
@@ -135,7 +135,7 @@ def find_baseline(baseline: Baseline | None, settings: Settings) -> Evaluation |
         return read_evaluation(baseline)
     return EvaluationLog(settings).find(baseline)
 
-# %% ../nbs/190_evaluate.ipynb #eddf973d
+# %% ../nbs/190_evaluate.ipynb #5b032023
 def _facts(
     server: AgentServer, name: str, cases: Sequence[Case], repeats: int, workers: int
 ) -> dict[str, str]:
@@ -152,7 +152,7 @@ def _facts(
     commit = git_commit(settings.project_dir)
     return facts | ({"commit": commit} if commit else {})
 
-
+# %% ../nbs/190_evaluate.ipynb #77e667c1
 def _at_least_one(name: str, given: int | None, default: int) -> int:
     number = default if given is None else given
     if number < 1:
@@ -172,7 +172,7 @@ def _unread_expectations(cases: Sequence[Case], scorers: Sequence[Scorer]) -> tu
         for name, count in counts.items()
     )
 
-# %% ../nbs/190_evaluate.ipynb #500bcb4d
+# %% ../nbs/190_evaluate.ipynb #90dc6a0e
 def _plan(
     name: str | None,
     cases: Sequence[Case],

@@ -54,13 +54,17 @@ def bounded(text: str, max_characters: int) -> str:
         return text
     return f"{text[:max_characters]}\n[{left_out:,} more characters were left out]"
 
-# %% ../nbs/073_tools.ipynb #1c52c5a4
+# %% ../nbs/073_tools.ipynb #1d1eb556
 def _caught(function: Callable[[], object]) -> tuple[object, BaseException | None]:
     # An event loop dies of SystemExit and cannot carry StopIteration: both stay in the thread.
     try:
         return function(), None
     except (Exception, SystemExit) as error:
         return None, error
+
+# %% ../nbs/073_tools.ipynb #7dc420e1
+class _ToolStopped(RuntimeError):
+    """A tool tried to end the whole process."""
 
 
 async def _call(function: Callable[..., Any], arguments: dict[str, Any]) -> object:
@@ -72,11 +76,7 @@ async def _call(function: Callable[..., Any], arguments: dict[str, Any]) -> obje
         raise _ToolStopped(repr(error)) if not isinstance(error, Exception) else error
     return await value if inspect.isawaitable(value) else value
 
-
-class _ToolStopped(RuntimeError):
-    """A tool tried to end the whole process."""
-
-# %% ../nbs/073_tools.ipynb #e7d33c7b
+# %% ../nbs/073_tools.ipynb #d807e8b5
 def _contexts(signature: Signature) -> dict[str, Any]:
     context = current_context()
     for name, may_be_none in signature.contexts.items():
@@ -86,18 +86,18 @@ def _contexts(signature: Signature) -> dict[str, Any]:
             )
     return dict.fromkeys(signature.contexts, context)
 
-
+# %% ../nbs/073_tools.ipynb #c4370aa8
 async def _run_function(
     function: Callable[..., Any], signature: Signature, given: dict[str, Any]
 ) -> object:
     return await _call(function, signature.arguments(given) | _contexts(signature))
 
-# %% ../nbs/073_tools.ipynb #28e58af0
+# %% ../nbs/073_tools.ipynb #0c4a1bf9
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _TIMEOUT_SECONDS = 120.0
 _MAX_CHARACTERS = 50_000
 
-# %% ../nbs/073_tools.ipynb #85895f75
+# %% ../nbs/073_tools.ipynb #ba9398ac
 @dataclass(frozen=True)
 class Tool:
     """Something a model may call.
@@ -178,7 +178,7 @@ class Tool:
         """Call the tool as a model does, with JSON; what goes wrong becomes the result's text."""
         return await call_tool(self, arguments)
 
-# %% ../nbs/073_tools.ipynb #4240f403
+# %% ../nbs/073_tools.ipynb #43c1f27b
 def _decoded(arguments: str) -> dict[str, Any]:
     try:
         decoded = orjson.loads(arguments or "{}")
@@ -188,13 +188,13 @@ def _decoded(arguments: str) -> dict[str, Any]:
         raise ArgumentsError("The arguments have to be a JSON object.")
     return decoded
 
-
+# %% ../nbs/073_tools.ipynb #f7c7995f
 def _is_cancelled() -> bool:
     # A function may raise CancelledError by itself, when a task of its own was cancelled.
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
 
-
+# %% ../nbs/073_tools.ipynb #8bdd45e8
 async def call_tool(tool: Tool, arguments: str) -> ToolResult:
     """Call a tool with the JSON that a model wrote; a failure is told in the result."""
     limit = asyncio.timeout(tool.timeout_seconds)
@@ -255,7 +255,7 @@ def as_tools(tools: Iterable["Tool | Callable[..., Any]"]) -> dict[str, Tool]:
         found[each.name] = each
     return found
 
-# %% ../nbs/073_tools.ipynb #082531a5
+# %% ../nbs/073_tools.ipynb #c59a9da9
 class ToolsUnavailable(RuntimeError):
     """A source of tools cannot be reached; the message is for the model too."""
 
@@ -274,7 +274,7 @@ class ToolSource(Protocol):
 
 GivenTool: TypeAlias = Tool | ToolSource | Callable[..., Any]
 
-
+# %% ../nbs/073_tools.ipynb #082531a5
 @asynccontextmanager
 async def open_tools(
     given: Iterable[GivenTool],
