@@ -27,6 +27,19 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import ReadableSpan
 
+# %% ../nbs/049_mlflow_bridge.ipynb #65d3406c
+class _ActingLoader(Loader):
+    def __init__(self, loader: Loader, action: Callable[[ModuleType], None]) -> None:
+        self._loader = loader
+        self._action = action
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        self._action(module)
+
 # %% ../nbs/049_mlflow_bridge.ipynb #0af02050
 class _AfterImport(MetaPathFinder):
     "Calls a function with a module right after the module was imported."
@@ -44,19 +57,6 @@ class _AfterImport(MetaPathFinder):
         if spec and spec.loader:
             spec.loader = _ActingLoader(spec.loader, self._actions[fullname])
         return spec
-
-
-class _ActingLoader(Loader):
-    def __init__(self, loader: Loader, action: Callable[[ModuleType], None]) -> None:
-        self._loader = loader
-        self._action = action
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        self._loader.exec_module(module)
-        self._action(module)
 
 # %% ../nbs/049_mlflow_bridge.ipynb #c82f135f
 def _start_mirror_span(span: Span, parent: Any) -> Any:
@@ -109,7 +109,6 @@ class _LiveMirror:
             span.status, span.message = "ERROR", seen["status"]["message"]
 
 # %% ../nbs/049_mlflow_bridge.ipynb #545ea33d
-_lock = threading.RLock()
 _mirrored: WeakValueDictionary[int, TraceRecord] = WeakValueDictionary()
 
 
@@ -123,6 +122,9 @@ def _register_trace(record: TraceRecord) -> None:
         info = TraceInfo(record.trace_id, location, 0, TraceState.IN_PROGRESS)
         manager.register_trace(record.otel_trace_id, info)
     _mirrored[record.otel_trace_id] = record
+
+# %% ../nbs/049_mlflow_bridge.ipynb #e0a018fe
+_lock = threading.RLock()
 
 
 def _mirror_of(span: Span) -> _LiveMirror:
@@ -174,6 +176,15 @@ class _BridgedContext:
             _logger.warning("MLflow's spans will not be part of the traces.", exc_info=True)
             return context
 
+# %% ../nbs/049_mlflow_bridge.ipynb #6ed10c5a
+def _unregister_trace(record: TraceRecord) -> None:
+    from mlflow.tracing.trace_manager import InMemoryTraceManager
+
+    manager = InMemoryTraceManager.get_instance()
+    if not manager.has_open_spans(record.otel_trace_id):
+        _mirrored.pop(record.otel_trace_id, None)
+        manager.pop_trace(record.otel_trace_id)
+
 # %% ../nbs/049_mlflow_bridge.ipynb #ef978bed
 def _catch_span(span: "ReadableSpan") -> bool:
     "Take in a span of MLflow that has ended, if it belongs to a trace of ours."
@@ -186,15 +197,6 @@ def _catch_span(span: "ReadableSpan") -> bool:
     if record.finished:
         _unregister_trace(record)
     return True
-
-
-def _unregister_trace(record: TraceRecord) -> None:
-    from mlflow.tracing.trace_manager import InMemoryTraceManager
-
-    manager = InMemoryTraceManager.get_instance()
-    if not manager.has_open_spans(record.otel_trace_id):
-        _mirrored.pop(record.otel_trace_id, None)
-        manager.pop_trace(record.otel_trace_id)
 
 # %% ../nbs/049_mlflow_bridge.ipynb #dab39730
 def collect_trace_info(record: TraceRecord) -> dict[str, Any]:
@@ -229,7 +231,7 @@ def _bridge_context(module: ModuleType) -> None:
     module.mlflow_runtime_context = context  # pyright: ignore[reportAttributeAccessIssue]
     follow_foreign_spans(context.mlflow_span)
 
-
+# %% ../nbs/049_mlflow_bridge.ipynb #7960bb1e
 def _bridge_processor(module: ModuleType) -> None:
     processor: Any = module.BaseMlflowSpanProcessor
     export = processor.on_end
@@ -241,7 +243,7 @@ def _bridge_processor(module: ModuleType) -> None:
 
     processor.on_end = on_end
 
-
+# %% ../nbs/049_mlflow_bridge.ipynb #a0433a2f
 def _open_store_late(module: ModuleType) -> None:
     class LateClient(module.TracingClient):
         def __init__(self, tracking_uri: str | None = None) -> None:
@@ -252,18 +254,18 @@ def _open_store_late(module: ModuleType) -> None:
     module.TracingClient = LateClient  # pyright: ignore[reportAttributeAccessIssue]
 
 # %% ../nbs/049_mlflow_bridge.ipynb #54ac1b5f
-_CHANGES = {
-    "mlflow.tracing.provider": _bridge_context,
-    "mlflow.tracing.processor.base_mlflow": _bridge_processor,
-    "mlflow.tracing.export.mlflow_v3": _open_store_late,
-}
-
-
 def _change(change: Callable[[ModuleType], None], module: ModuleType) -> None:
     try:
         change(module)
     except Exception:  # A version of MLflow that is made differently; importing it still works.
         _logger.warning("MLflow's spans will not be part of the traces.", exc_info=True)
+
+# %% ../nbs/049_mlflow_bridge.ipynb #fc003928
+_CHANGES = {
+    "mlflow.tracing.provider": _bridge_context,
+    "mlflow.tracing.processor.base_mlflow": _bridge_processor,
+    "mlflow.tracing.export.mlflow_v3": _open_store_late,
+}
 
 
 @functools.cache
