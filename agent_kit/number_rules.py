@@ -34,7 +34,7 @@ def _read_date(text: str) -> date | None:
     except ValueError:
         return None
 
-
+# %% ../nbs/054_number_rules.ipynb #fa2517d8
 def _day_expression(text: str) -> str | None:
     name = text.lower().removesuffix(" day").removesuffix("'s")
     if name in _RELATIVE:
@@ -56,7 +56,7 @@ _IN_FULL = "%A, %d %B %Y"
 def _day_code(*lines: str) -> str:
     return "\n".join(("from datetime import date, timedelta\n", "today = date.today()", *lines))
 
-
+# %% ../nbs/054_number_rules.ipynb #2c87b879
 @rule(rf"{_WHICH}(?: on)? {{day}}", rf"{{day}}'s (?:date|day)|{_WHICH}")
 def _name_day(text: str | None) -> Plan | None:
     text = text or "today"
@@ -67,7 +67,7 @@ def _name_day(text: str | None) -> Plan | None:
     said = f"{text[0].upper()}{text[1:]}: {{output}}."
     return Plan(_day_code(f'print(f"{{{day}:{form}}}")'), said)
 
-
+# %% ../nbs/054_number_rules.ipynb #d9bc76ef
 @rule(
     rf"{_WHICH} in {{count}} (day|week)s?",
     rf"(?:{_WHICH} )?{{count}} (day|week)s? (from|ago|after|before|later)(?: than)?(?: {{day}})?",
@@ -101,13 +101,13 @@ def _count_days(unit: str, first: str, last: str = "today") -> Plan | None:
     shown = days if unit.lower() == "days" else f'f"{{{days} / 7:.4g}}"'
     return Plan(_day_code(f"print({shown})"), f"{{output}} {unit} lie between {first} and {last}.")
 
-
+# %% ../nbs/054_number_rules.ipynb #1f871f14
 @rule(r"is (\d{4}) a leap year")
 def _is_leap_year(year: str) -> Plan:
     test = f"{int(year)} % 4 == 0 and ({int(year)} % 100 != 0 or {int(year)} % 400 == 0)"
     return Plan(f'print("yes" if {test} else "no")', f"Is {year} a leap year: {{output}}.")
 
-
+# %% ../nbs/054_number_rules.ipynb #80566c3e
 @rule(r"(?:what )?time(?: is it)?(?: now| right now| today)?")
 def _tell_time() -> Plan:
     code = 'from datetime import datetime, timezone\n\nprint(f"{datetime.now(timezone.utc):%H:%M}")'
@@ -132,7 +132,7 @@ def _factor(unit: str, kind: dict[str, float]) -> float | None:
     name = unit.lower()
     return kind.get(name) or kind.get(name.removesuffix("s"))
 
-
+# %% ../nbs/054_number_rules.ipynb #e555e6ed
 @rule(
     r"(?:convert )?{number} {unit} (?:in|to|into|as) {unit}",
     r"how many (?P<target>[a-z/]+) (?:are |is )?(?:there )?in (a|an|one|-?[\d.,]+) {unit}",
@@ -168,7 +168,7 @@ def _is_prime(text: str) -> Plan:
     test = f"{number} > 1 and all({number} % divisor for divisor in {divisors})"
     return Plan(f'print("yes" if {test} else "no")', f"Is {number} prime: {{output}}.")
 
-
+# %% ../nbs/054_number_rules.ipynb #564b4a13
 @rule(r"prime factors of {whole}", r"(?:prime )?factori[sz]e {whole}")
 def _factorise(text: str) -> Plan:
     code = f"""number, divisor, factors = {int(text)}, 2, []
@@ -181,7 +181,7 @@ factors += [number] if number > 1 else []
 print(" * ".join(str(factor) for factor in factors))"""
     return Plan(code, f"{int(text)} = {{output}}.")
 
-
+# %% ../nbs/054_number_rules.ipynb #524a000d
 _GREATEST = r"(gcd|lcm|greatest common (?:divisor|factor)|(?:least|lowest) common multiple)"
 
 
@@ -207,7 +207,7 @@ while len(numbers) < {int(text)}:
 print(", ".join(str(number) for number in numbers))"""
     return Plan(code)
 
-
+# %% ../nbs/054_number_rules.ipynb #692419c7
 @rule(r"{count}(?:st|nd|rd|th) fibonacci number")
 def _fibonacci(text: str) -> Plan:
     code = f"""current, following = 0, 1

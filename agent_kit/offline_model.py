@@ -44,7 +44,7 @@ def _arguments(item: dict[str, Any]) -> Any:
     except orjson.JSONDecodeError:
         return None
 
-
+# %% ../nbs/056_offline_model.ipynb #d6b26cf2
 def _printed(code: str, turn: list[dict[str, Any]]) -> str | None:
     """Return what a program printed, None where it has not been run in this turn."""
     calls = {

@@ -63,7 +63,7 @@ def _is_python(code: str) -> bool:
         return False
     return True
 
-
+# %% ../nbs/055_planner.ipynb #4e692e13
 def _plan_code(question: str) -> Plan | None:
     blocks = [
         code
@@ -88,7 +88,7 @@ def _plan_sentence(sentence: str) -> Plan | None:
         return Plan(expression_code(expression), said)
     return apply_rules(bare)
 
-
+# %% ../nbs/055_planner.ipynb #63770f3c
 def plan(question: str) -> Plan | None:
     """Return a program that answers a question, or None where no rule is sure of one.
 

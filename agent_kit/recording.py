@@ -39,7 +39,7 @@ def _without_ids(item: dict[str, Any], numbers: dict[str, int]) -> dict[str, Any
         plain["call_id"] = numbers.setdefault(plain["call_id"], len(numbers) + 1)
     return plain
 
-
+# %% ../nbs/060_recording.ipynb #0281a346
 def essence(request: ModelRequest) -> dict[str, Any]:
     """Return what a request asks, without ids, labels and secrets."""
     numbers: dict[str, int] = {}
@@ -56,7 +56,7 @@ def essence(request: ModelRequest) -> dict[str, Any]:
     }
     return redact({name: value for name, value in asked.items() if value})
 
-
+# %% ../nbs/060_recording.ipynb #ace62b85
 def request_key(request: ModelRequest) -> str:
     """Return a short name for what a request asks: the same for the same, in any process."""
     content = orjson.dumps(essence(request), default=str, option=orjson.OPT_SORT_KEYS)
@@ -95,7 +95,7 @@ class Answer:
     events: list[Event]
     error: dict[str, Any] | None = None
 
-
+# %% ../nbs/060_recording.ipynb #2899b30e
 def _read_answers(path: Path) -> list[Answer]:
     answers = []
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []

@@ -29,7 +29,7 @@ def _sent_item(item: dict[str, Any]) -> dict[str, Any] | None:
         item = {**item, "summary": item.get("summary") or []}
     return {name: value for name, value in item.items() if name != "id" and value is not None}
 
-
+# %% ../nbs/059_responses_model.ipynb #e636e7bb
 def responses_body(request: ModelRequest, model: str) -> dict[str, Any]:
     """Return the body of a Responses request, streaming and stored nowhere.
 
@@ -70,6 +70,13 @@ def _failure(error: object) -> ModelError:
     code = redact(str(told.get("code") or "server_error"))[:64]
     message = f"The model service failed: ask again later. It says: {said}"
     return ModelError(message, _STATUSES.get(code, 502), code)
+
+# %% ../nbs/059_responses_model.ipynb #f45ef8ac
+def _stopped_by(response: dict[str, Any]) -> str | None:
+    details = response.get("incomplete_details")
+    if isinstance(details, dict) and details.get("reason"):
+        return str(details["reason"])
+    return "max_output_tokens" if response.get("status") == "incomplete" else None
 
 # %% ../nbs/059_responses_model.ipynb #f5b37b41
 class ResponsesReader:
@@ -117,13 +124,6 @@ class ResponsesReader:
         """Raise `ModelError` where the response did not end."""
         if not self._ended:
             raise cut_short()
-
-# %% ../nbs/059_responses_model.ipynb #f45ef8ac
-def _stopped_by(response: dict[str, Any]) -> str | None:
-    details = response.get("incomplete_details")
-    if isinstance(details, dict) and details.get("reason"):
-        return str(details["reason"])
-    return "max_output_tokens" if response.get("status") == "incomplete" else None
 
 # %% ../nbs/059_responses_model.ipynb #50c534f9
 class ResponsesModel:

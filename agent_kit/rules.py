@@ -95,7 +95,7 @@ def _change_case(first: str, second: str) -> Plan:
     kind, text = (first, second) if first.lower() in kinds else (second, first)
     return Plan(f"print({unquoted(text)!r}.{kind.lower()}())")
 
-
+# %% ../nbs/053_rules.ipynb #23309d31
 @rule(r"reverse:? (?:the (?:word|text|string|letters of|letters in) )?{quoted}")
 @rule(r"reverse the (?:word|string) {word}", r"{quoted} (?:reversed|backwards?)")
 def _reverse_text(text: str) -> Plan:
@@ -114,7 +114,7 @@ def _count_parts(kind: str | None, text: str) -> Plan:
     }
     return Plan(f"print({counts[kind.lower()]})", f"The {kind} in {text!r}: {{output}}.")
 
-
+# %% ../nbs/053_rules.ipynb #ff785160
 _LETTER = r"(?:the letter )?[\"'`]?([a-z])[\"'`]?(?:'s|s)?"
 
 
@@ -137,19 +137,19 @@ def _as_number(text: str) -> int | float | None:
     plain = text.replace(",", "")
     return float(plain) if "." in plain else int(plain)
 
-
+# %% ../nbs/053_rules.ipynb #ae3e0ff6
 def _split_items(text: str) -> list[str]:
     inner = text.strip().removeprefix("[").removesuffix("]")
     separator = r"\s*(?:,\s*and\b|,|;|\band\b)\s*" if re.search(r"[,;]|\band\b", inner) else r"\s+"
     return [part.strip() for part in re.split(separator, inner.strip())]
 
-
+# %% ../nbs/053_rules.ipynb #31f5f27b
 def _read_numbers(text: str) -> list[int | float] | None:
     numbers = [_as_number(item) for item in _split_items(text)]
     found = [number for number in numbers if number is not None]
     return found if len(found) == len(numbers) > 1 else None
 
-
+# %% ../nbs/053_rules.ipynb #9806dd87
 def _read_words(text: str) -> list[str] | None:
     items = _split_items(text)
     is_list = len(items) > 1 and re.search("[,;]", text)
@@ -214,7 +214,7 @@ def _sort(items: str, order: str | None) -> Plan | None:
     code = f'print(", ".join(str(item) for item in sorted({values!r}{key}{backwards})))'
     return Plan(code, "Sorted: {output}.")
 
-
+# %% ../nbs/053_rules.ipynb #21438787
 @rule(r"reverse (?:the )?(?:list|numbers|words|items)?:? ?{items}")
 def _reverse_list(items: str) -> Plan | None:
     values: list[Any] | None = _read_numbers(items) or _read_words(items)
@@ -222,7 +222,7 @@ def _reverse_list(items: str) -> Plan | None:
         return None
     return Plan(f'print(", ".join(str(item) for item in {values!r}[::-1]))', "Reversed: {output}.")
 
-
+# %% ../nbs/053_rules.ipynb #f6fc9bae
 @rule(r"(?:how many (?:numbers|items|elements|words) (?:are )?(?:there )?in|count) (\[.+\])")
 def _count_items(items: str) -> Plan | None:
     values: list[Any] | None = _read_numbers(items) or _read_words(items)
