@@ -80,6 +80,13 @@ async def _read_in_thread(pieces: Iterable[object], threads: Executor) -> AsyncG
         room.release()
         await asyncio.wait([reader], timeout=_CLOSE_SECONDS)
 
+# %% ../nbs/098_handlers.ipynb #b7e1c5a2
+def _call_plain(function: Callable[[Any], object], argument: object) -> object:
+    try:
+        return function(argument)
+    except StopIteration as error:
+        raise RuntimeError("the agent raised StopIteration") from error
+
 # %% ../nbs/098_handlers.ipynb #447b5505
 class Handler:
     """An agent's function and how to call it.
@@ -121,7 +128,8 @@ class Handler:
         if self._is_async or self._yields:
             value = self.function(argument)
         else:
-            run = functools.partial(contextvars.copy_context().run, self.function, argument)
+            call = functools.partial(_call_plain, self.function, argument)
+            run = functools.partial(contextvars.copy_context().run, call)
             value = await asyncio.get_running_loop().run_in_executor(threads, run)
         return await value if inspect.isawaitable(value) else value
 

@@ -191,37 +191,37 @@ class HostedCalls:
 
     def __init__(self, inner: Assembler, tools: Iterable[str]) -> None:
         self.encode = inner.encode
-        self._inner, self._retelling = inner, _Retelling(tools)
+        self.inner, self._retelling = inner, _Retelling(tools)
         self._tell = self._retelling.tell
 
     def start(self) -> list[dict[str, Any]]:
         """Open the answer."""
-        return self._tell(self._inner.start())
+        return self._tell(self.inner.start())
 
     def add(self, chunk: object) -> list[dict[str, Any]]:
         """Take what an agent yields."""
-        return self._tell(self._inner.add(chunk))
+        return self._tell(self.inner.add(chunk))
 
     def result(self, value: object) -> list[dict[str, Any]]:
         """Take what an agent returned in one piece."""
-        return self._tell(self._inner.result(value))
+        return self._tell(self.inner.result(value))
 
     def finish(self) -> list[dict[str, Any]]:
         """End the answer."""
-        return self._tell(self._inner.finish())
+        return self._tell(self.inner.finish())
 
     def fail(self, message: str, code: str = "server_error") -> list[dict[str, Any]]:
         """End the answer with a failure that the caller is told."""
-        return self._tell(self._inner.fail(message, code))
+        return self._tell(self.inner.fail(message, code))
 
     def cancel(self) -> list[dict[str, Any]]:
         """End the answer of a run that was stopped."""
-        return self._tell(self._inner.cancel())
+        return self._tell(self.inner.cancel())
 
     @property
     def body(self) -> dict[str, Any]:
         """The answer as it is now, with the items that are done."""
-        return self._retelling.whole(self._inner.body)
+        return self._retelling.whole(self.inner.body)
 
 # %% ../nbs/037_hosted_calls.ipynb #4c56c2ba
 def _is_hosted(item: Mapping[str, Any]) -> bool:

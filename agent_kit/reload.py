@@ -205,21 +205,24 @@ class _Generation:
 
     async def stop_accepting(self, seconds: float) -> None:
         """Leave new connections to another generation."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.terminate()
+        self._say_end()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.reports_that("closed"), seconds)
 
     async def end(self, seconds: float) -> None:
         """Let it finish its requests, `seconds` at most."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.terminate()
+        self._say_end()
         try:
             await asyncio.wait_for(self.process.wait(), seconds)
         except TimeoutError:
             self.process.kill()
             await self.process.wait()
         self.lifeline.close()
+
+    def _say_end(self) -> None:
+        # A signal may take the exit code of a process that has just ended from asyncio, which then
+        # makes up 255 and says so. The end of the lifeline cannot.
+        self.lifeline.write_eof()
 
 # %% ../nbs/118_reload.ipynb #46edb865
 _Result = TypeVar("_Result")

@@ -10,7 +10,7 @@ import asyncio
 import contextvars
 import logging
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ def explain_failure(error: BaseException, request_id: str) -> Failure:
     return Failure(500, "server_error", message, "server_error")
 
 # %% ../nbs/100_runs.ipynb #3c39bc6d
-def _told(error: Exception, detail: str) -> str:
+def _told(error: BaseException, detail: str) -> str:
     # A model's failure says what to do; where in the kit it was noticed helps nobody.
     return redact(error.message) if isinstance(error, ModelError) else detail
 
@@ -118,6 +118,10 @@ def _outcome(body: dict[str, Any], status: Status, error: str | None) -> dict[st
     if status == "OK" and (told := body.get("error")):  # the agent itself said that it failed
         return {"status": "ERROR", "error": told["message"]}
     return {"status": status, "error": error}
+
+# %% ../nbs/100_runs.ipynb #f774c89e
+def _in_agents_words(assembler: Assembler) -> dict[str, Any]:
+    return (assembler.inner if isinstance(assembler, HostedCalls) else assembler).body
 
 # %% ../nbs/100_runs.ipynb #6c94ab46
 _STOPPED = "The server stopped before the answer was complete."
@@ -164,7 +168,7 @@ class Run:
                 await self._produce(sink)
             except asyncio.CancelledError:
                 await self._end_cancelled(sink)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 await self._end_failed(error, sink)
             else:
                 self._finish_trace("OK")
@@ -206,7 +210,7 @@ class Run:
             await sink.write(events)
         raise asyncio.CancelledError(_STOPPED)
 
-    async def _end_failed(self, error: Exception, sink: Sink | None) -> None:
+    async def _end_failed(self, error: BaseException, sink: Sink | None) -> None:
         failure = explain_failure(error, self.context.request_id)
         detail = redact("".join(traceback.format_exception(error)))
         if listener := failure_listener.get():
@@ -221,7 +225,7 @@ class Run:
         await sink.write(events)
 
     def _finish_trace(self, status: Status, error: str | None = None) -> None:
-        body = self.assembler.body
+        body = _in_agents_words(self.assembler)
         self.trace.finish(outputs=body, usage=body.get("usage"), **_outcome(body, status, error))
 
 # %% ../nbs/100_runs.ipynb #ea8e8797
@@ -283,6 +287,13 @@ def _note_speaker(context: RequestContext, request: Request) -> None:
 def _with_pairs(request: ResponsesRequest) -> ResponsesRequest:
     items = expand_hosted_calls(request.input)
     return request if items is request.input else request.model_copy(update={"input": items})
+
+# %% ../nbs/100_runs.ipynb #0ec86492
+def _as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the body of a request in the form that MLflow shows as a conversation."""
+    told = body.get("input", [])
+    items = [{"role": "user", "content": told}] if isinstance(told, str) else told
+    return {**body, "input": expand_hosted_calls(items)}
 
 # %% ../nbs/100_runs.ipynb #1a02857e
 def _tool_names(request: Request) -> Iterator[str]:
@@ -351,8 +362,9 @@ class AgentService:
         if isinstance(request, ResponsesRequest):
             context.items = request.input
             request = _with_pairs(request)
+        inputs = _as_chat(context.body) if isinstance(request, ResponsesRequest) else context.body
         trace = start_trace(
-            "agent", inputs=context.body, context=context, settings=self.settings, task=self.task
+            "agent", inputs=inputs, context=context, settings=self.settings, task=self.task
         )
         received, assembler = make_assembler(face, self.task, request, trace.trace_id, begun)
         if face == OPENAI_RESPONSES:

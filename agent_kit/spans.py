@@ -129,7 +129,8 @@ def _token_usage(usage: dict[str, Any] | None) -> dict[str, int] | None:
     details = usage.get("input_tokens_details") or usage.get("prompt_tokens_details") or {}
     if cached := details.get("cached_tokens"):
         counts["cache_read_input_tokens"] = cached
-    return counts
+    # A response has zeros where nobody counted; without them MLflow adds up what the steps did.
+    return counts if counts["total_tokens"] else None
 
 # %% ../nbs/048_spans.ipynb #55bf9a01
 def _span_dict(span: _SpanState) -> dict[str, Any]:

@@ -112,7 +112,10 @@ app = create_server().app
 async def answer(request):
     async with AsyncOpenAI() as client:
         words = await client.chat.completions.create(
-            model="any", messages=[{"role": "user", "content": "Hello"}], stream=True
+            model="any",
+            messages=[{"role": "user", "content": "Hello"}],
+            stream=True,
+            stream_options={"include_usage": True},
         )
         async for chunk in words:
             yield chunk.choices[0].delta.content or "" if chunk.choices else ""
@@ -134,4 +137,6 @@ def test_calls_that_mlflow_logs_by_itself_are_in_the_trace(project: Settings) ->
     children = [found for found in trace.data.spans if found.parent_id]
     assert [found.span_type for found in children] == ["CHAT_MODEL"]
     assert "It rains." in json.dumps(children[0].outputs)
+    usage = trace.info.token_usage or {}
+    assert usage.get("total_tokens") == 15, "the agent told of none, MLflow's span did"
     assert "sk-0123456789" not in json.dumps(trace.to_dict())

@@ -120,6 +120,7 @@ class Supervisor:
         self._reader.join()
         while line := self._lines.get():
             self.said.append(line)
+        assert "Unknown child process" not in "".join(self.said)
         return code
 
 

@@ -5,12 +5,13 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
 import httpx2
 import pytest
 from starlette.exceptions import HTTPException
+from tracing_support import stored_trace
 
 from agent_kit.server import AgentServer, create_server
 from agent_kit.settings import load_settings
@@ -283,6 +284,38 @@ def test_an_agent_that_yields_nonsense_fails_clearly(caplog):
     assert "object" in caplog.text
 
 
+def stops_with(error: BaseException) -> dict[str, Callable[[object], object]]:
+    def plain(request):
+        raise error
+
+    async def asynchronous(request):
+        raise error
+
+    def pieces(request):
+        raise error
+        yield
+
+    async def asynchronous_pieces(request):
+        raise error
+        yield
+
+    return {each.__name__: each for each in (plain, asynchronous, pieces, asynchronous_pieces)}
+
+
+@pytest.mark.parametrize("agent", ["plain", "asynchronous", "pieces", "asynchronous_pieces"])
+@pytest.mark.parametrize("error", [StopIteration(), SystemExit(3)], ids=["next", "exit"])
+def test_an_agent_ends_neither_the_server_nor_in_silence(agent, error, caplog):
+    server = create_server()
+    function = stops_with(error)[agent]
+    (server.stream if "pieces" in agent else server.invoke)()(function)
+    with server.serve() as url:
+        answer = httpx2.post(f"{url}/invocations", json=QUESTION, timeout=50)
+        assert httpx2.get(f"{url}/health", timeout=50).status_code == 200
+    assert answer.status_code == 500
+    assert answer.headers["x-request-id"] in answer.json()["error"]["message"]
+    assert type(error).__name__ in caplog.text
+
+
 # Streams --------------------------------------------------------------------------------------
 
 
@@ -412,3 +445,27 @@ def test_the_trace_id_comes_in_the_stream_where_asked_for(traced):
     frames = [line for line in answer.text.splitlines() if line.startswith("data: ")]
     assert json.loads(frames[-2][6:]) == {"trace_id": answer.headers["x-mlflow-trace-id"]}
     assert frames[-1] == "data: [DONE]"
+
+
+def test_a_trace_shows_a_conversation_whatever_the_caller_is_told(settings):
+    """MLflow's chat view knows neither a bare text nor the calls that OpenAI's clients are told."""
+    call = {"type": "function_call", "call_id": "call_1", "name": "add", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "call_1", "output": "3"}
+    server = create_server(settings=settings)
+    server.invoke()(lambda request: [call, output, "It is 3."])
+    with server.serve() as url:
+        first = httpx2.post(f"{url}/v1/responses", json={"input": "1 + 2?", "user": "ada"}).json()
+        question = {"role": "user", "content": "Sure?"}
+        body = {"input": [*first["output"], question]}
+        second = httpx2.post(f"{url}/v1/responses", json=body).json()
+    assert [item["type"] for item in first["output"]] == ["mcp_call", "message"]
+    trace, later = (
+        stored_trace(settings, each["metadata"]["trace_id"]) for each in (first, second)
+    )
+    assert (trace.info.request_preview, trace.info.response_preview) == ("1 + 2?", "It is 3.")
+    root, root_later = trace.data.spans[0], later.data.spans[0]
+    asked = [{"role": "user", "content": "1 + 2?"}]
+    assert root.inputs == {"input": asked, "user": "ada"}
+    kinds = ["function_call", "function_call_output", "message"]
+    assert [item["type"] for item in root.outputs["output"]] == kinds
+    assert [item.get("type") for item in root_later.inputs["input"]] == [*kinds, None]
