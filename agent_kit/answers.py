@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 
 import httpx2
 
+from .cases import Case
 from .checks import Answer, response_items, shorten
 from .client import InProcessTransport
 from .context import redact
-from .datasets import Case, history_item
+from .datasets import history_item
 from .server import AgentServer
 from .tracing import TraceNotFoundError, trace_tree
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from .datasets import Case, DatasetError
+from .cases import Case, DatasetError
 
 # %% ../nbs/165_checks.ipynb #b60a910b
 def response_items(response: Any) -> list[Any]:

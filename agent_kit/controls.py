@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from .datasets import Case, append_case, case_from_conversation
+from .cases import Case
+from .datasets import append_case, case_from_conversation
 from .display import note_html, trace_html
 from .painting import WidgetKit
 from .session import Session, judge_answer

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from .answers import Progress, collect_answers
+from .cases import Case, DatasetError, cases_digest
 from .checks import Answer, check_expectations
-from .datasets import Case, DatasetError, cases_digest, load_cases, make_cases
+from .datasets import load_cases, make_cases
 from agent_kit.evaluation import (
     Evaluation,
     EvaluationError,

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from .cases import Case, make_case
 from .checks import Answer
-from .datasets import Case, make_case
 from .scorers import Score
 from .sections import Threshold
 from agent_kit.statistics import (

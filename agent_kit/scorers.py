@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .cases import Case
 from .checks import CHECKS, Answer, ToolCall, shorten
-from .datasets import Case
 
 # %% ../nbs/170_scorers.ipynb #03d71bae
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent_kit.cases import Case, DatasetError
 from agent_kit.checks import CHECKS, ORDERS, Answer, ToolCall, check_expectations, match_tool_calls
-from agent_kit.datasets import Case, DatasetError
 
 
 def complaint(name: str, said: object, expected: object) -> str:

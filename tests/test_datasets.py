@@ -11,16 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from agent_kit.cases import Case, DatasetError, cases_digest, make_case
 from agent_kit.datasets import (
-    Case,
-    DatasetError,
     append_case,
     case_from_conversation,
-    cases_digest,
     cases_from_table,
     cases_from_traces,
     load_cases,
-    make_case,
     save_cases,
 )
 

@@ -14,8 +14,8 @@ import pytest
 from support import PROJECT, free_port
 from tracing_support import change
 
+from agent_kit.cases import DatasetError
 from agent_kit.cli import agent_evaluate
-from agent_kit.datasets import DatasetError
 from agent_kit.evaluate import evaluate
 from agent_kit.evaluation import EvaluationError, read_evaluation, save_evaluation
 from agent_kit.evaluation_log import EvaluationLog

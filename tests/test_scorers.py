@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
+from agent_kit.cases import Case
 from agent_kit.checks import Answer
-from agent_kit.datasets import Case
 from agent_kit.scorers import (
     DEFAULT_SCORERS,
     Score,
