@@ -148,7 +148,7 @@ def _input_of(chain: Chain) -> list[dict[str, Any]]:
 class FollowAnswer(HttpResponse):
     """An answer that follows the stored events of a response.
 
-    owner: who asks; after: the number of the last event that he knows.
+    owner: who asks; after: the number of the last event that is known.
     """
 
     def __init__(self, state: ServedState, response_id: str, owner: str, after: int) -> None:

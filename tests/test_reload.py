@@ -11,6 +11,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -243,24 +244,20 @@ def test_a_project_without_nbdev_has_nothing_to_export(tmp_path: Path) -> None:
 
 
 def test_a_saved_notebook_is_served_and_no_request_is_lost(project: Path) -> None:
-    with supervised(project) as supervisor:
+    replies: list[str] = []
+
+    def keep_asking(supervisor: Supervisor) -> None:
+        while replies[-1:] != ["three"]:
+            replies.append(supervisor.ask())
+
+    with ThreadPoolExecutor(1) as threads, supervised(project) as supervisor:
         supervisor.start()
-        replies, stop = [], threading.Event()
-
-        def keep_asking() -> None:
-            while not stop.is_set():
-                replies.append(supervisor.ask())
-
-        asking = threading.Thread(target=keep_asking)
-        asking.start()
-        try:
-            for reply in ("two", "three"):
-                save_notebook(project, APP.format(reply=reply))
-                supervisor.wait_for("the new code answers")
-                assert supervisor.ask() == reply
-        finally:
-            stop.set()
-            asking.join()
+        asking = threads.submit(keep_asking, supervisor)
+        for reply in ("two", "three"):
+            save_notebook(project, APP.format(reply=reply))
+            supervisor.wait_for("the new code answers")
+            assert supervisor.ask() == reply
+        asking.result(PATIENCE)
     assert sorted(set(replies), key=replies.index) == ["one", "two", "three"]
 
 
