@@ -302,8 +302,9 @@ def test_the_wall_clock_also_ends_an_asynchronous_run():
 
 
 def test_runs_wait_for_their_turn(monkeypatch):
-    monkeypatch.setattr(sandbox, "_gate", sandbox._Gate(1))
     usable("landlock")
+    run_python("print(0)")  # an engine is tried in a child of its own, before its first use
+    monkeypatch.setattr(sandbox, "_gate", sandbox._Gate(1))
 
     async def main() -> None:
         first = asyncio.create_task(run_python_async("import time\ntime.sleep(30)"))
