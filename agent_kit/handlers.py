@@ -85,6 +85,7 @@ def _call_plain(function: Callable[[Any], object], argument: object) -> object:
     try:
         return function(argument)
     except StopIteration as error:
+        # No future can carry it: whoever waits for this one would never hear of it.
         raise RuntimeError("the agent raised StopIteration") from error
 
 # %% ../nbs/098_handlers.ipynb #447b5505
@@ -129,8 +130,8 @@ class Handler:
             value = self.function(argument)
         else:
             call = functools.partial(_call_plain, self.function, argument)
-            run = functools.partial(contextvars.copy_context().run, call)
-            value = await asyncio.get_running_loop().run_in_executor(threads, run)
+            run = contextvars.copy_context().run
+            value = await asyncio.get_running_loop().run_in_executor(threads, run, call)
         return await value if inspect.isawaitable(value) else value
 
     async def pieces(self, request: Request, threads: Executor) -> AsyncGenerator[object]:

@@ -256,12 +256,12 @@ async def _run_async(engine: str, source: str, limits: Limits) -> Execution:
 
 # %% ../nbs/070_sandbox.ipynb #d160dc4c
 _ATTEMPT = """
-import os, socket
+import os, socket, tempfile
 held = 0
 for attempt in (
     lambda: open("/etc/passwd"),
     lambda: open("/proc/self/environ"),
-    lambda: os.mkdir("/tmp/agent-kit-was-here"),
+    lambda: tempfile.mkdtemp(),
     lambda: os.utime("/dev/null"),
     lambda: os.kill(os.getppid(), 0),
     lambda: socket.socket(),
