@@ -20,10 +20,10 @@ from playwright.sync_api import Browser, Locator, Page, expect
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT / "tests"))
 
-from browser import open_browser, open_page  # noqa: E402
-from jupyter import Lab, open_lab  # noqa: E402
-from page_support import ask, expect_end, visit  # noqa: E402
-from support import free_port  # noqa: E402
+from support.browser import open_browser, open_page  # noqa: E402
+from support.environment import free_port  # noqa: E402
+from support.jupyter import Lab, open_lab  # noqa: E402
+from support.page_support import ask, expect_end, visit  # noqa: E402
 
 IMAGES = PROJECT / "nbs" / "images"
 SCHEMES: list[Any] = ["light", "dark"]

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-from guards import NetworkGuard, clean_environment, drop_broken_coverage, no_leaks
+from support.guards import NetworkGuard, clean_environment, drop_broken_coverage, no_leaks
 
 clean_environment()
 _network = NetworkGuard()
@@ -50,8 +50,8 @@ def isolated(module_folder: None, tmp_path: Path) -> Iterator[None]:
 @pytest.fixture
 def streams_open_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what fails at once fail before its stream opens, however busy the machine is."""
-    for module in ("routes", "websocket"):
-        monkeypatch.setattr(f"agent_kit.{module}._OPEN_AFTER_SECONDS", 60)
+    for module in ("endpoint", "websocket"):
+        monkeypatch.setattr(f"agent_kit.server.{module}._OPEN_AFTER_SECONDS", 60)
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from databricks_stand_in import forget_credentials
-from support import PROJECT
+from support.databricks_stand_in import forget_credentials
+from support.environment import PROJECT
 
 from agent_kit import __version__
 from agent_kit.cli import agent_evaluate, agent_kit, agent_server
@@ -142,7 +142,7 @@ def test_a_deployment_without_a_name_or_without_credentials(
 
 def test_the_readme_deploys_what_app_yaml_reads() -> None:
     """The walk by hand makes the resource, and exports as the command does."""
-    from agent_kit.app_source import read_app_config, requirements_command
+    from agent_kit.deploy.source import read_app_config, requirements_command
 
     readme = (PROJECT / "README.md").read_text()
     read = [each.value_from for each in read_app_config(PROJECT / "app.yaml").env]

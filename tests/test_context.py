@@ -6,7 +6,9 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from databricks_stand_in import (
+from hypothesis import given
+from hypothesis import strategies as st
+from support.databricks_stand_in import (
     ADA_TOKEN,
     APP_USER,
     BOB_TOKEN,
@@ -16,8 +18,6 @@ from databricks_stand_in import (
     forget_credentials,
     serve_workspace,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 from agent_kit import context as context_module
 from agent_kit.context import (

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI, AsyncStream
 from openai.types.responses import Response, ResponseStreamEvent
-from stream_checker import check_stream
+from support.stream_checker import check_stream
 
 from agent_kit.loop import run_agent
-from agent_kit.model_interface import (
+from agent_kit.models.interface import (
     ModelError,
     ModelRequest,
     ScriptedModel,
@@ -25,8 +25,8 @@ from agent_kit.model_interface import (
 )
 from agent_kit.protocol import ResponsesRequest
 from agent_kit.server import AgentServer, create_server
-from agent_kit.spans import Span, TraceRecord, current_span, enter, leave, span
 from agent_kit.tools import tool
+from agent_kit.tracing.spans import Span, TraceRecord, current_span, enter, leave, span
 
 WEATHER = {
     "type": "function",

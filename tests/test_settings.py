@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
-from support import PROJECT
+from support.environment import PROJECT
 
 from agent_kit.sections import SECTIONS, Threshold, settings_table
 from agent_kit.settings import SettingsError, find_project_dir, get_settings, load_settings

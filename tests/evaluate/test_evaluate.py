@@ -1,0 +1,636 @@
+"""Evaluations: of agents that are good, bad and broken, in process and by the command."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from support.environment import PROJECT, free_port
+from support.tracing_support import change
+
+from agent_kit.cli import agent_evaluate
+from agent_kit.evaluate import evaluate
+from agent_kit.evaluate.cases import DatasetError
+from agent_kit.evaluate.evaluation import EvaluationError, read_evaluation, save_evaluation
+from agent_kit.evaluate.mlflow_log import EvaluationLog
+from agent_kit.evaluate.results import ThresholdError
+from agent_kit.evaluate.scorers import Score, expectation, scorer
+from agent_kit.runs.handlers import Registry
+from agent_kit.sections import Settings
+from agent_kit.server import AgentServer, ServerError, create_server
+from agent_kit.settings import load_settings
+
+pytest_plugins = ["tracing_fixtures"]
+
+
+@pytest.fixture
+def untraced(tmp_path: Path) -> Settings:
+    """A project whose requests leave no trace."""
+    return load_settings(tmp_path, environ={}, overrides={"mlflow.tracing": False})
+
+
+def serve(settings: Settings, answer: Callable[[str], str], task: str = "agent/v1/responses"):
+    """A server whose agent answers the user's last words by a function."""
+    server = create_server(task, settings=settings)
+
+    @server.invoke()
+    def invoke(request):
+        messages = request.input if task == "agent/v1/responses" else request.messages
+        return answer(messages[-1]["content"])
+
+    return server
+
+
+@scorer(measures=True)
+def length(text: str) -> int:
+    """A measurement whose value can be foretold."""
+    return len(text)
+
+
+def echoes(*words: str) -> list[dict]:
+    return [{"inputs": word, "expectations": {"expected_response": word}} for word in words]
+
+
+# What is counted
+
+
+def fail_on_b(word: str) -> str:
+    if word == "b":
+        raise RuntimeError("no b")
+    return "x" if word == "c" else word
+
+
+def test_what_failed_counts_as_a_failure_and_no_row_is_lost(untraced: Settings) -> None:
+    found = evaluate(serve(untraced, fail_on_b), dataset=echoes(*"abcd"), repeats=2, log=False)
+    assert [row.case.question for row in found.rows] == list("aabbccdd")
+    assert [row.repeat for row in found.rows] == [0, 1] * 4
+    assert found.values["correctness"] == 0.5
+    assert found.values["answered"] == 0.75
+    assert found.values["rows"] == 8
+    assert found.values["agent_errors"] == 2
+    assert found.values["correctness/pass_all_2"] == 0.5
+    assert found.values["correctness/low"] < 0.5 < found.values["correctness/high"]
+    assert found.passed, "there is no threshold"
+    assert {row.case.question for row in found.failures} == {"b", "c"}
+    assert "no answer: 500" in found.failures[0].failures[0]
+    # An agent that fails is not a fast one: its time is no measurement.
+    latency = next(each for each in found.measures if each.name == "latency")
+    assert latency.estimate
+    assert latency.estimate.cases == 3
+
+
+def test_as_many_at_once_as_there_are_workers(untraced: Settings) -> None:
+    server, running, most = create_server(settings=untraced), 0, 0
+
+    @server.invoke()
+    async def wait(request):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.01)
+        running -= 1
+        return request.input[-1]["content"]
+
+    words = [f"word {number}" for number in range(60)]
+    seen = []
+    found = evaluate(
+        server,
+        dataset=echoes(*words),
+        workers=8,
+        log=False,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert most == 8
+    assert [row.answer.text for row in found.rows] == words
+    assert seen == [(number, 60) for number in range(1, 61)]
+
+
+def test_a_broken_scorer_breaks_the_evaluation(untraced: Settings) -> None:
+    @scorer
+    def picky(text: str) -> bool:
+        return {"a": True}[text]
+
+    server = serve(untraced, str)
+    found = evaluate(server, dataset=["a", "b"], scorers=[picky], thresholds=[], log=False)
+    assert not found.passed
+    assert found.broken == ["the scorer picky failed on 1 of 2 rows"]
+    assert found.values["picky"] == 0.5
+    assert found.values["picky/errors"] == 1
+    assert "KeyError" in found.to_markdown()
+    assert found.title.startswith("broken")
+
+
+def test_a_scorer_that_applies_nowhere_has_no_number(untraced: Settings) -> None:
+    facts = expectation("expected_facts")
+    found = evaluate(
+        serve(untraced, str),
+        dataset=["a"],
+        scorers=[facts],
+        thresholds=["expected_facts > 0"],
+        log=False,
+    )
+    assert found.broken == ["there is no number expected_facts"]
+    assert "there is no such number" in found.to_markdown()
+    assert not found.passed
+
+
+@pytest.mark.parametrize(
+    ("task", "inputs"),
+    [
+        ("agent/v1/responses", "messages"),
+        ("agent/v1/chat", "input"),
+        ("agent/v2/chat", "input"),
+        ("agent/v2/chat", "messages"),
+    ],
+)
+def test_an_agent_of_any_task_is_asked(untraced: Settings, task: str, inputs: str) -> None:
+    server = serve(untraced, str.upper, task)
+    dataset = [
+        {"inputs": {inputs: [{"role": "user", "content": "hello"}]}},
+        {"inputs": {"turns": ["one", "two"]}},
+    ]
+    found = evaluate(server, dataset=dataset, log=False)
+    assert [row.answer.text for row in found.rows] == ["HELLO", "TWO"]
+    assert len(found.rows[1].answer.responses) == 2
+
+
+def test_a_conversation_is_played_with_its_new_answers(untraced: Settings) -> None:
+    server = create_server(settings=untraced)
+
+    @server.invoke()
+    def recall(request):
+        return " ".join(item["content"] for item in request.input)
+
+    found = evaluate(server, dataset=[{"inputs": {"turns": ["a", "b", "c"]}}], log=False)
+    assert found.rows[0].answer.text == "a a b a a b c"
+
+
+def test_an_answer_that_takes_too_long(tmp_path: Path) -> None:
+    settings = load_settings(
+        tmp_path, environ={}, overrides={"mlflow.tracing": False, "agent.timeout_seconds": 1}
+    )
+    server, closed = create_server(settings=settings), []
+
+    @server.stream()
+    async def hang(request):
+        try:
+            yield "I begin "
+            await asyncio.sleep(60)
+        finally:
+            closed.append(True)
+
+    found = evaluate(server, dataset=["a"], log=False)
+    assert found.rows[0].answer.error == "no answer within 1 seconds"
+    assert closed
+
+
+def test_within_a_running_loop(untraced: Settings) -> None:
+    async def cell() -> float:
+        return evaluate(serve(untraced, str), dataset=echoes("a"), log=False).values["correctness"]
+
+    assert asyncio.run(cell()) == 1
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as in a notebook's kernel; processes that run tests side by side ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_interrupting_the_cell_stops_the_agent(untraced: Settings, interruptible: None) -> None:
+    server, stopped = create_server(settings=untraced), []
+
+    @server.invoke()
+    async def wait(request):
+        # By then the cell's thread waits for the answers.
+        await asyncio.sleep(0.2)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            stopped.append(True)
+
+    async def cell() -> None:
+        evaluate(server, dataset=["a"], log=False)
+
+    loop = asyncio.new_event_loop()
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(cell())
+    loop.close()
+    assert stopped
+
+
+# Comparison and gate
+
+
+def test_compared_with_a_baseline_case_by_case(untraced: Settings, tmp_path: Path) -> None:
+    words = [f"word {number}" for number in range(10)]
+    before = evaluate(
+        serve(untraced, lambda word: "x"), dataset=echoes(*words, "only before"), log=False
+    )
+    file = save_evaluation(before, tmp_path / "out/before.json")
+    after = evaluate(
+        serve(untraced, str),
+        dataset=echoes(*words, "only after"),
+        baseline=file,
+        thresholds=["correctness >= 0.9", "correctness/change > 0.5", "correctness/low > 0.7"],
+        log=False,
+    )
+    compared = after.measures[0].change
+    assert compared
+    assert (compared.cases, compared.up, compared.down) == (10, 10, 0)
+    assert compared.is_significant()
+    assert after.passed
+    assert "10 up, 0 down of 10" in after.to_markdown()
+    assert f"compared with {before.name}" in after.to_markdown()
+
+
+def test_a_baseline_of_other_cases_tells_nothing(untraced: Settings) -> None:
+    before = evaluate(serve(untraced, str), dataset=echoes("a"), log=False)
+    options = {"dataset": echoes("b"), "baseline": before, "log": False}
+    after = evaluate(serve(untraced, str), **options)
+    assert after.measures[0].change is None
+    assert f"not comparable with {before.name}: no case is in both" in after.to_markdown()
+    gate = ["correctness/change >= 0"]
+    with pytest.raises(ThresholdError, match="needs a baseline with the same cases"):
+        evaluate(unasked(untraced), thresholds=gate, **options)
+
+
+def test_a_baseline_of_another_dataset_says_what_differs(untraced: Settings) -> None:
+    server = serve(untraced, str)
+    before = evaluate(server, dataset=echoes("a", "b", "c"), log=False)
+    changed = {"inputs": "b", "expectations": {"expected_response": "x"}}
+    after = evaluate(server, dataset=[*echoes("a"), changed], baseline=before, log=False)
+    report = after.to_markdown()
+    assert "cases in both: 2, of 2 now and 3 then" in report
+    assert "cases that expect something else now: 1" in report
+    same = evaluate(server, dataset=echoes("a", "b", "c"), baseline=before, log=False)
+    assert f"compared with {before.name}\n" in same.to_markdown()
+
+
+def test_repeats_are_told_apart_from_a_baseline(untraced: Settings) -> None:
+    found = evaluate(serve(untraced, str), dataset=echoes("a"), repeats=3, log=False)
+    for report in (found.to_markdown(), found._repr_html_()):
+        assert "attempts that pass" in report
+        assert "one of 3: 100 %, all 3: 100 %" in report
+    once = evaluate(serve(untraced, str), dataset=echoes("a"), log=False)
+    assert "attempts" not in once.to_markdown()
+
+
+def test_an_agent_that_never_answers_gives_no_verdict(untraced: Settings) -> None:
+    def crash(word: str) -> str:
+        raise ConnectionError("the model is down")
+
+    found = evaluate(serve(untraced, crash), dataset=echoes("a", "b"), thresholds=[], log=False)
+    assert not found.passed
+    (problem,) = found.broken
+    assert problem.startswith("the agent answered nothing: 500: ")
+    assert found.title.startswith("broken")
+
+
+def test_without_a_threshold_nothing_has_passed(untraced: Settings) -> None:
+    found = evaluate(serve(untraced, str), dataset=["a"], thresholds=[], log=False)
+    assert found.title.startswith("done · ")
+
+
+def test_an_expectation_that_nobody_reads_is_told(untraced: Settings) -> None:
+    dataset = [*echoes("a"), {"inputs": "b", "expectations": {"expected_fact": ["x"], "mood": 1}}]
+    found = evaluate(serve(untraced, str), dataset=dataset, log=False)
+    meant, unknown = found.notes
+    assert meant.startswith("no scorer reads the expectation 'expected_fact' (cases: 1)")
+    assert meant.endswith("did you mean 'expected_facts'?")
+    assert unknown == "no scorer reads the expectation 'mood' (cases: 1)"
+
+    def cheerful(expectations: dict) -> bool:
+        return expectations.get("mood", 1) > 0
+
+    found = evaluate(serve(untraced, str), dataset=dataset, scorers=[cheerful], log=False)
+    assert found.notes == ()
+
+
+def test_a_table_is_a_dataset(untraced: Settings) -> None:
+    import pandas
+
+    frame = pandas.DataFrame(echoes("a", "b"))
+    found = evaluate(serve(untraced, str), dataset=frame, log=False)
+    assert [row.case.question for row in found.rows] == ["a", "b"]
+    assert found.values["correctness"] == 1
+
+
+def test_scorers_of_mlflow_need_no_trace(untraced: Settings) -> None:
+    from mlflow.genai.scorers import scorer as mlflow_scorer
+
+    @mlflow_scorer
+    def said_a(outputs) -> bool:
+        return outputs["output"][-1]["content"][0]["text"] == "a"
+
+    @mlflow_scorer
+    def traced(trace) -> bool:
+        return trace.info is not None
+
+    server = serve(untraced, str)
+    found = evaluate(server, dataset=["a", "b"], scorers=[said_a, traced], log=False)
+    assert [row.score("said_a").value for row in found.rows] == [True, False]
+    assert found.broken == ["the scorer traced failed on 2 of 2 rows"]
+
+
+def test_no_broken_scorer_may_be_demanded(untraced: Settings) -> None:
+    gate = ["correctness/errors <= 0", "agent_errors <= 0", "correctness/pass_all_2 >= 1"]
+    options = {"dataset": echoes("a"), "repeats": 2, "thresholds": gate, "log": False}
+    assert evaluate(serve(untraced, str), **options).passed
+
+
+def test_the_report_shows_answers_as_text_only(untraced: Settings) -> None:
+    attack = "<script>alert(1)</script> | `x`"
+    server = serve(untraced, lambda word: attack)
+    found = evaluate(server, dataset=echoes(attack + "?"), thresholds=["answered > 1"], log=False)
+    page, text = found._repr_html_(), found._repr_markdown_()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "<script" not in text
+    assert "\\| \\`x\\`" in text
+    assert str(found) in text
+    assert "fails: answered &gt; 1" in page
+
+
+def test_long_reports_are_cut(untraced: Settings) -> None:
+    words = [f"word {number}" for number in range(230)]
+    found = evaluate(serve(untraced, lambda word: "x" * 2000), dataset=echoes(*words), log=False)
+    assert "and 180 more rows that failed" in found.to_markdown()
+    assert "and 30 more rows" in found._repr_html_()
+    assert "x" * 601 not in found._repr_html_()
+
+
+# What is wrong is told before anything is asked
+
+
+def unasked(settings: Settings) -> AgentServer:
+    def never(word: str) -> str:
+        raise AssertionError("the agent was asked")
+
+    return serve(settings, never)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"dataset": []}, DatasetError, "no cases"),
+        ({"dataset": ["a", "a"]}, DatasetError, "same inputs"),
+        ({"dataset": None}, DatasetError, r"default\.jsonl; name one in settings\.ini"),
+        (
+            {"dataset": [{"inputs": "a", "expectations": {"expected_facts": 1}}]},
+            DatasetError,
+            "expected_facts must be",
+        ),
+        ({"scorers": []}, EvaluationError, "no scorers"),
+        ({"scorers": [length, length]}, EvaluationError, "two scorers are named 'length'"),
+        ({"scorers": ["correctness"]}, TypeError, "a scorer is a function"),
+        ({"repeats": 0}, EvaluationError, "repeats must be at least 1, not 0"),
+        ({"workers": -1}, EvaluationError, "workers must be at least 1"),
+        ({"thresholds": ["correct >= 0.9"]}, ThresholdError, "the scorers are correctness, "),
+        ({"thresholds": ["correctness = 1"]}, ThresholdError, "should be a metric"),
+        ({"thresholds": ["correctness/change > 0"]}, ThresholdError, "needs a baseline"),
+        (
+            {"thresholds": ["correctness/lowest > 0"]},
+            ThresholdError,
+            "should have low, high, .* after the /",
+        ),
+        ({"thresholds": ["correctness/pass_at_3 > 0"]}, ThresholdError, "needs 3 repeats, not 1"),
+        ({"thresholds": ["a/pass_at_1 > 0"]}, ThresholdError, "asks for an unknown number"),
+        ({"dataset": {"inputs": "a"}}, DatasetError, "a JSONL file, a table or a list of rows"),
+        ({"dataset": 5}, DatasetError, "a JSONL file, a table or a list of rows, not 5"),
+        ({"dataset": ["a", 1]}, DatasetError, "row 2: 'inputs' must be"),
+        ({"dataset": "cases.csv"}, DatasetError, "is a table.*cases_from_table"),
+        ({"scorers": [lambda text: True]}, TypeError, "has no name"),
+        ({"scorers": [partial(str)]}, TypeError, "has no name"),
+        ({"scorers": [dict]}, TypeError, "a scorer is a function"),
+        ({"baseline": "none.json"}, EvaluationError, "none.json cannot be read"),
+    ],
+)
+def test_what_cannot_be_evaluated(
+    untraced: Settings, options: dict, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        evaluate(unasked(untraced), **{"dataset": ["a"], "log": False, **options})
+
+
+def test_without_an_agent(untraced: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent_kit.server.default_registry", Registry())
+    with pytest.raises(ServerError, match="No agent is registered"):
+        evaluate(create_server(settings=untraced), dataset=["a"], log=False)
+
+
+@pytest.mark.parametrize(
+    "text", ["no json", "[]", "{}", '{"format": 2}', '{"format": 1, "name": "x"}']
+)
+def test_a_file_that_is_no_evaluation(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(EvaluationError, match=r"x\.json holds no evaluation"):
+        read_evaluation(tmp_path / "x.json")
+
+
+def test_a_file_that_cannot_be_written(untraced: Settings, tmp_path: Path) -> None:
+    found = evaluate(serve(untraced, str), dataset=["a"], log=False)
+    with pytest.raises(EvaluationError, match="cannot be written"):
+        save_evaluation(found, tmp_path)
+
+
+def test_a_kept_evaluation_holds_no_secret(untraced: Settings, tmp_path: Path) -> None:
+    secret = "dapi" + "0123456789abcdef" * 2
+    found = evaluate(serve(untraced, lambda word: f"My key is {secret}"), dataset=["a"], log=False)
+    for name in ("x.json", "x.md"):
+        assert secret not in save_evaluation(found, tmp_path / name).read_text()
+
+
+# In MLflow
+
+
+def test_a_run_in_mlflow_with_traces_scores_and_expectations(project: Settings) -> None:
+    from mlflow import MlflowClient
+
+    @scorer
+    def traced(trace) -> Score:
+        root = trace.data.spans[0]
+        return Score(root.outputs is not None, f"{len(trace.data.spans)} spans")
+
+    def answer(word: str) -> str:
+        return fail_on_b(word)
+
+    server = serve(project, answer)
+    dataset = [*echoes("a", "b"), {"inputs": {"turns": ["d", "e"]}, "tags": {"topic": "turns"}}]
+    found = evaluate(
+        server, dataset=dataset, scorers=[expectation("expected_response"), traced, length]
+    )
+    assert found.run_id, found.notes
+    assert not found.broken
+    assert "RuntimeError: no b" in found.rows[1].failures[0]
+
+    client = MlflowClient(project.mlflow.tracking_uri)
+    run = client.get_run(found.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["mlflow.runType"] == "genai_evaluate"
+    assert run.data.params["digest"] == found.facts["digest"]
+    assert run.data.metrics == pytest.approx(found.values)
+    assert [each.dataset.digest for each in run.inputs.dataset_inputs] == [found.facts["digest"]]
+
+    traces = client.search_traces(
+        locations=[run.info.experiment_id], run_id=found.run_id, max_results=10
+    )
+    asked = {trace_id for row in found.rows for trace_id in row.answer.trace_ids}
+    assert {trace.info.trace_id for trace in traces} == asked
+    assert len(asked) == 4
+    by_id = {trace.info.trace_id: trace for trace in traces}
+    first, last = by_id[found.rows[0].answer.trace_ids[0]], found.rows[2].answer.trace_ids[-1]
+    values = {each.name: each.value for each in first.info.assessments if each.feedback}
+    assert values == {"expected_response": True, "traced": True, "length": 1}
+    expected = {each.name: each.value for each in first.info.assessments if each.expectation}
+    assert expected == {"expected_response": "a"}
+    assert by_id[last].info.tags["topic"] == "turns"
+
+    again = EvaluationLog(project).find("latest")
+    assert (again.values, again.run_id) == (found.values, found.run_id)
+    compared = evaluate(server, dataset=dataset, scorers=[length], baseline="latest", log=False)
+    assert compared.measures[0].change
+    assert compared.measures[0].change.difference == 0
+
+
+def test_mlflow_that_is_not_there_loses_nothing(
+    project: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    port = free_port()
+    settings = change(project, tracking_uri=f"http://127.0.0.1:{port}", tracing=False)
+
+    @scorer
+    def traced(trace) -> bool:
+        return True
+
+    found = evaluate(serve(settings, str), dataset=echoes("a"))
+    assert found.run_id is None
+    assert found.values["correctness"] == 1
+    note = next(note for note in found.notes if "not in MLflow" in note)
+    assert "MLflow cannot be used" in note
+    file = next((project.project_dir / ".agent_kit/evaluations").glob("*.json"))
+    assert file.name in note
+    assert read_evaluation(file).values == found.values
+    blind = evaluate(serve(settings, str), dataset=["a"], scorers=[traced], log=False)
+    assert "there is no trace of the answer" in blind.rows[0].failures[0]
+
+
+def test_a_run_without_content_and_traces(project: Settings) -> None:
+    settings = change(project, trace_content="off", tracing=False)
+    found = evaluate(serve(settings, lambda word: "a secret thought"), dataset=echoes("a"))
+    assert "tracing is switched off" in found.notes[0]
+    kept = EvaluationLog(settings).find(found.run_id or "")
+    assert kept.values == found.values
+    assert "secret thought" not in kept._repr_html_()
+    assert "secret thought" in found._repr_html_()
+
+
+def test_no_baseline_in_mlflow_yet(project: Settings) -> None:
+    settings = change(project, tracing=False)
+    for baseline, message in (("latest", "no evaluation yet"), ("0123abcd", "MLflow cannot")):
+        with pytest.raises(EvaluationError, match=message):
+            evaluate(unasked(settings), dataset=["a"], baseline=baseline)
+
+
+# The command
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with an agent of its own, as a user of the kit has it."""
+    (tmp_path / "settings.ini").write_text(
+        "[server]\napp = my_agent:app\n[mlflow]\ntracing = false\n"
+        "[evaluate]\ndataset = cases.jsonl\nthresholds = correctness >= 0.9\n"
+    )
+    (tmp_path / "my_agent.py").write_text(
+        "from agent_kit.server import create_server\n"
+        "server = create_server()\n"
+        "app = server.app\n"
+        "@server.invoke()\n"
+        "def answer(request):\n"
+        "    return request.input[-1]['content'].upper()\n"
+    )
+    cases = [{"inputs": word, "expectations": {"expected_response": "A"}} for word in "ab"]
+    (tmp_path / "cases.jsonl").write_text("\n".join(map(json.dumps, cases)))
+    (tmp_path / "my_scorers.py").write_text(
+        "def short(text):\n    return len(text) < 5\n"
+        "def broken(text):\n    return text['x']\n"
+        "GOOD = [short]\nBAD = (broken,)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in ("my_agent", "my_scorers"):
+        sys.modules.pop(name, None)
+
+
+def test_the_command_passes_fails_and_breaks(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quiet = ["--no-mlflow"]
+    assert agent_evaluate([*quiet, "--output", "a.json", "--output", "a.md"]) == 1
+    shown = capsys.readouterr()
+    assert "fails: correctness >= 0.9 (it is 0.5)" in shown.out
+    assert "answered 'B'" in shown.out
+    assert not shown.err
+    assert (folder / "a.md").read_text().strip() == shown.out.strip()
+
+    gate = ["-t", "correctness >= 0.5", "-t", "correctness/change >= 0"]
+    assert agent_evaluate([*quiet, *gate, "--baseline", "a.json", "--repeats", "2"]) == 0
+    assert "since the baseline" in capsys.readouterr().out
+
+    good = ["--scorers", "my_scorers:GOOD", "-t", "short >= 1", "--name", "short ones"]
+    assert agent_evaluate([*quiet, *good]) == 0
+    assert "short ones" in capsys.readouterr().out
+    bad = ["--scorers", "my_scorers:BAD", "-t", "broken >= 0"]
+    assert agent_evaluate([*quiet, *bad]) == 2
+    assert "the evaluation is broken: the scorer broken failed on 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "missing.jsonl"], "there is no dataset missing.jsonl"),
+        (["--threshold", "correct >= 1"], "asks for an unknown number"),
+        (["--scorers", "my_scorers:short"], "name a list of scorers as module:name"),
+        (["--scorers", "no_such_module:GOOD"], "No module named 'no_such_module'"),
+        (["--baseline", "missing.json"], "missing.json cannot be read"),
+        (["--workers", "0"], "workers must be at least 1"),
+    ],
+)
+def test_wrong_use_of_the_command_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert agent_evaluate(["--no-mlflow", *arguments]) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert shown.err.count("\n") == 1
+    assert not shown.out
+    with pytest.raises((ValueError, RuntimeError, ModuleNotFoundError)):
+        agent_evaluate(["--no-mlflow", "--debug", *arguments])
+
+
+def test_the_shipped_agent_passes_its_shipped_evaluation(project: Settings) -> None:
+    """The command as a process, in a new project: dataset, gate, traces and run."""
+    folder = project.project_dir
+    for name in ("settings.ini", "evals/default.jsonl"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes((PROJECT / name).read_bytes())
+    command = [Path(sys.executable).with_name("agent-evaluate"), "--output", "out.json"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "holds: correctness >= 0.9 (it is 1)" in done.stdout
+    found = json.loads((folder / "out.json").read_text())
+    assert len(found["rows"]) >= 25
+    assert len({row["case"]["tags"]["topic"] for row in found["rows"]}) >= 8
+    assert all(row["trace_ids"] for row in found["rows"])
+    assert EvaluationLog(project).find("latest").run_id == found["run_id"]

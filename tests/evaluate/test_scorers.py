@@ -1,0 +1,198 @@
+"""Scorers: functions by the names of their parameters, and no failure that goes unseen."""
+
+import asyncio
+
+import pytest
+
+from agent_kit.evaluate.cases import Case
+from agent_kit.evaluate.checks import Answer
+from agent_kit.evaluate.scorers import (
+    DEFAULT_SCORERS,
+    Score,
+    Scorer,
+    answered,
+    as_scorer,
+    correctness,
+    expectation,
+    judge,
+    latency,
+    scorer,
+    tokens,
+    tool_calls,
+)
+
+CASE = Case("What is 17*23?", {"expected_facts": ["391"], "max_seconds": 1}, {"topic": "sums"})
+ANSWER = Answer(
+    (
+        {
+            "output_text": 1,
+            "output": [{"role": "assistant", "content": "391"}],
+            "usage": {"total_tokens": 7},
+        },
+    ),
+    0.5,
+)
+
+
+def test_a_function_gets_what_it_asks_for() -> None:
+    seen = {}
+
+    @scorer
+    def nosy(
+        inputs,
+        outputs,
+        expectations,
+        trace,
+        text,
+        tool_calls,
+        tokens,
+        seconds,
+        case,
+        answer,
+        bonus=1,
+    ):
+        seen.update(locals())
+        return True
+
+    assert judge(nosy, CASE, ANSWER, trace="the trace") == Score(True, name="nosy")
+    assert seen["inputs"] == CASE.inputs
+    assert seen["outputs"] == ANSWER.outputs
+    assert seen["expectations"] == CASE.expectations
+    assert (seen["trace"], seen["text"], seen["tokens"], seen["seconds"]) == (
+        "the trace",
+        "391",
+        7,
+        0.5,
+    )
+    assert (seen["case"], seen["answer"], seen["bonus"]) == (CASE, ANSWER, 1)
+
+
+def test_an_unknown_parameter_is_named_when_the_scorer_is_made() -> None:
+    with pytest.raises(TypeError, match="scorer strange asks for 'context'"):
+
+        @scorer
+        def strange(context: str) -> bool:
+            return bool(context)
+
+
+def test_the_decorator_takes_a_name_and_what_is_read() -> None:
+    @scorer(name="polite", reads=["manners"], measures=True)
+    async def is_polite(text: str) -> float:
+        await asyncio.sleep(0)
+        return 0.5
+
+    assert (is_polite.name, is_polite.reads, is_polite.measures) == ("polite", {"manners"}, True)
+    assert judge(is_polite, CASE, ANSWER).value is None
+    assert judge(is_polite, Case("Hi", {"manners": "good"}), ANSWER) == Score(0.5, name="polite")
+
+
+def test_what_a_scorer_may_return() -> None:
+    import numpy
+
+    def returned(value: object) -> Score:
+        return judge(Scorer("x", lambda: value), CASE, ANSWER)
+
+    assert returned(1).value == 1.0
+    assert returned(numpy.bool_(False)).value is False
+    assert returned(numpy.float32(0.5)).value == 0.5
+    assert returned("Yes").value is True
+    assert returned(None) == Score(None, name="x")
+    assert returned(Score(False, "because", name="other")) == Score(False, "because", "x")
+    for nonsense in (float("nan"), float("inf"), "good", [True], {}, Score("good")):  # type: ignore[arg-type]
+        assert "returned" in (returned(nonsense).error or "")
+
+
+def test_a_broken_scorer_is_an_error_and_no_verdict() -> None:
+    score = judge(Scorer("x", lambda text: text.index("nowhere")), CASE, ANSWER)
+    assert score.value is None
+    assert score.error == "ValueError: substring not found"
+
+
+def test_no_answer_is_a_failed_judgement_and_no_measurement() -> None:
+    failed = Answer(error="the model timed out", seconds=0.1)
+    scores = {each.name: judge(each, CASE, failed) for each in DEFAULT_SCORERS}
+    assert [name for name, score in scores.items() if score.value is False] == [
+        "correctness",
+        "answered",
+    ]
+    assert [name for name, score in scores.items() if score.value is None] == [
+        "latency",
+        "tokens",
+        "tool_calls",
+    ]
+    assert all("the model timed out" in score.reason for score in scores.values())
+
+
+def test_correctness_lists_everything_that_is_missed() -> None:
+    assert judge(correctness, CASE, ANSWER) == Score(True, name="correctness")
+    slow = judge(correctness, CASE, Answer(("392",), seconds=2))
+    assert slow.value is False
+    assert slow.reason == "expected_facts: lacks '391': '392'; max_seconds: used 2 seconds"
+
+
+def test_correctness_has_nothing_to_say_without_an_expectation() -> None:
+    assert judge(correctness, Case("Hi", {"guidelines": ["be polite"]}), ANSWER).value is None
+
+
+def test_correctness_with_an_expectation_it_cannot_read_is_an_error() -> None:
+    score = judge(correctness, Case("Hi", {"expected_number": "4"}), ANSWER)
+    assert "must be a number" in (score.error or "")
+
+
+def test_one_expectation_alone() -> None:
+    facts = expectation("expected_facts")
+    assert judge(facts, CASE, Answer(("391",), seconds=9)).value is True
+    assert judge(facts, CASE, Answer(("392",))).reason == "lacks '391': '392'"
+    assert judge(facts, Case("Hi"), ANSWER).value is None
+    with pytest.raises(KeyError):
+        expectation("expected_fact")
+
+
+def test_measurements() -> None:
+    values = [judge(each, CASE, ANSWER).value for each in (answered, latency, tokens, tool_calls)]
+    assert values == [True, 0.5, 7, 0]
+    assert judge(tokens, CASE, Answer(("uncounted",))).value is None
+
+
+def test_plain_functions_are_scorers() -> None:
+    def brief(text: str) -> bool:
+        return len(text) < 5
+
+    assert judge(as_scorer(brief), CASE, ANSWER) == Score(True, name="brief")
+    assert as_scorer(latency) is latency
+    with pytest.raises(TypeError, match="a scorer is a function"):
+        as_scorer("correctness")
+
+
+def test_scorers_of_mlflow_are_taken_as_they_are() -> None:
+    from mlflow.entities import AssessmentError, Feedback
+    from mlflow.genai.scorers import scorer as mlflow_scorer
+
+    @mlflow_scorer
+    def mentions(inputs, outputs, expectations) -> Feedback:
+        found = expectations["expected_facts"][0] in str(outputs)
+        return Feedback(value=found, rationale="looked")
+
+    @mlflow_scorer
+    def failing(outputs) -> Feedback:
+        return Feedback(error=AssessmentError(error_code="NO_JUDGE", error_message="no model"))
+
+    @mlflow_scorer
+    def several(outputs) -> list[Feedback]:
+        return [Feedback(name="a", value=1), Feedback(name="b", value=2)]
+
+    assert judge(as_scorer(mentions), CASE, ANSWER) == Score(True, "looked", "mentions")
+    assert judge(as_scorer(failing), CASE, ANSWER).error == "ValueError: no model"
+    assert "returned" in (judge(as_scorer(several), CASE, ANSWER).error or "")
+
+
+def test_a_scorer_of_whole_sessions_is_refused() -> None:
+    class Session:
+        name = "satisfied"
+        is_session_level_scorer = True
+
+        def run(self, **anything: object) -> bool:
+            return True
+
+    with pytest.raises(TypeError, match="satisfied judges whole sessions"):
+        as_scorer(Session())

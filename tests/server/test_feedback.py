@@ -1,0 +1,161 @@
+"""Feedback over HTTP: an assessment on the trace of the answer, from whom it belongs to alone."""
+
+import re
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+
+from agent_kit.server import create_server
+from agent_kit.settings import Settings, load_settings
+from agent_kit.tracing import close_tracing
+
+pytest_plugins = ["tracing_fixtures"]
+ADA = {"x-forwarded-email": "ada@example.com"}
+EVE = {"x-forwarded-email": "eve@example.com"}
+UNKNOWN = "tr-" + "0" * 32
+
+
+@pytest.fixture
+def traced(project) -> Iterator[str]:
+    server = create_server(settings=project)
+    server.invoke()(lambda request: "391")
+    with server.serve() as url:
+        yield url
+        assert close_tracing(60)
+
+
+def ask(url: str, headers: dict[str, str]) -> str:
+    """Ask a question; return the id of its trace."""
+    answer = httpx2.post(f"{url}/v1/responses", json={"input": "What?"}, headers=headers)
+    return answer.headers["x-mlflow-trace-id"]
+
+
+def judge(url: str, headers: dict[str, str], **body: object) -> httpx2.Response:
+    return httpx2.post(f"{url}/agent/feedback", json=body, headers=headers, timeout=60)
+
+
+def assessments(settings: Settings, trace_id: str) -> list[tuple]:
+    from mlflow.tracing.client import TracingClient
+
+    info = TracingClient(settings.mlflow.tracking_uri).get_trace_info(trace_id)
+    return [(each.value, each.rationale, each.source.source_id) for each in info.assessments]
+
+
+def test_feedback_becomes_an_assessment_of_its_user(traced, project, monkeypatch):
+    trace_id = ask(traced, ADA)
+    stored = judge(traced, ADA, trace_id=trace_id, value=True)
+    assert stored.status_code == 200
+    assert stored.json()["trace_id"] == trace_id
+    assert assessments(project, trace_id) == [(True, None, ADA["x-forwarded-email"])]
+
+    changed = judge(traced, ADA, trace_id=trace_id, value=False, comment="It is 390.")
+    assert changed.json() == stored.json()
+    assert assessments(project, trace_id) == [(False, "It is 390.", ADA["x-forwarded-email"])]
+
+    # What memory has forgotten, or another worker has answered, is looked up in MLflow.
+    monkeypatch.setattr("agent_kit.tracing._recent._records", {})
+    for stranger in (EVE, ADA | EVE):
+        refused = judge(traced, stranger, trace_id=trace_id, value=True)
+        assert refused.status_code == 404
+        assert refused.json()["error"]["code"] == "trace_not_found"
+    assert judge(traced, ADA, trace_id=trace_id, value=0.5).status_code == 200
+    unknown = judge(traced, ADA, trace_id=UNKNOWN, value=True)
+    assert unknown.status_code == 404
+    assert [value for value, *_ in assessments(project, trace_id)] == [0.5]
+
+
+def test_a_stored_response_names_its_trace(traced, project):
+    body = {"input": "What?"}
+    answer = httpx2.post(f"{traced}/v1/responses", json=body, headers=ADA).json()
+    refused = judge(traced, EVE, response_id=answer["id"], value=True)
+    assert refused.status_code == 404
+    stored = judge(traced, ADA, response_id=answer["id"], value=True)
+    assert stored.json()["trace_id"] == answer["metadata"]["trace_id"]
+    assert len(assessments(project, stored.json()["trace_id"])) == 1
+    nowhere = judge(traced, ADA, response_id="resp_0", value=True)
+    assert nowhere.status_code == 404
+
+
+def test_the_trace_of_somebody_else_does_not_exist(traced):
+    trace_id = ask(traced, ADA)
+    refused = judge(traced, EVE, trace_id=trace_id, value=True)
+    assert refused.status_code == 404
+    assert refused.json()["error"]["param"] == "trace_id"
+
+
+@pytest.fixture(scope="module")
+def untraced() -> Iterator[str]:
+    server = create_server(settings=load_settings(environ={"AGENT_KIT_MLFLOW_TRACING": "false"}))
+    server.invoke()(lambda request: "391")
+    with server.serve() as url:
+        yield url
+
+
+BAD = [
+    ({"value": True}, "trace_id"),
+    ({"trace_id": "", "value": True}, "trace_id"),
+    ({"trace_id": UNKNOWN}, "value"),
+    ({"trace_id": UNKNOWN, "response_id": "resp_1", "value": True}, "trace_id"),
+    ({"response_id": 17, "value": True}, "response_id"),
+    ({"trace_id": UNKNOWN, "value": None}, "value"),
+    ({"trace_id": UNKNOWN, "value": {"a": 1}}, "value"),
+    ({"trace_id": "../../etc", "value": True}, "trace_id"),
+    ({"trace_id": 17, "value": True}, "trace_id"),
+    ({"trace_id": UNKNOWN, "value": True, "comment": 3}, "comment"),
+    ({"trace_id": UNKNOWN, "value": True, "comment": "x" * 10_001}, "comment"),
+    ({"trace_id": UNKNOWN, "value": True, "name": "a/b"}, "name"),
+    ({"trace_id": UNKNOWN, "value": True, "user": "eve"}, "user"),
+]
+
+
+@pytest.mark.parametrize(("body", "param"), BAD, ids=lambda value: str(value)[:40])
+def test_a_bad_judgement_is_a_400_that_names_the_field(untraced, body, param):
+    answer = judge(untraced, {}, **body)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == param
+    assert re.fullmatch(
+        rf"(Invalid|Missing required parameter:) '{param}'[^^\\[\]]*\.", error["message"]
+    )
+
+
+def test_what_a_judgement_may_be_is_said_in_words(untraced):
+    answer = judge(untraced, {}, trace_id="tr-1", value=True)
+    assert "x-mlflow-trace-id" in answer.json()["error"]["message"]
+    answer = judge(untraced, {}, trace_id=UNKNOWN, value=[])
+    assert "true, false, a number, or a text" in answer.json()["error"]["message"]
+
+
+def test_without_traces_there_is_nothing_to_judge(untraced):
+    answer = judge(untraced, {}, trace_id=UNKNOWN, value=True)
+    assert answer.status_code == 409
+    assert "[mlflow] tracing" in answer.json()["error"]["message"]
+    info = httpx2.get(f"{untraced}/agent/info").json()
+    assert info["features"]["feedback"] is False
+
+
+def test_a_page_of_another_site_cannot_judge(untraced):
+    url = f"{untraced}/api/agent/feedback"
+    form = httpx2.post(url, content=b'{"value": true}', headers={"content-type": "text/plain"})
+    assert form.status_code == 415
+    asked_first = {"origin": "https://evil.example", "access-control-request-method": "POST"}
+    preflight = httpx2.options(url, headers=asked_first)
+    assert "access-control-allow-origin" not in preflight.headers
+    rebound = httpx2.post(url, json={}, headers={"host": "evil.example"})
+    assert rebound.status_code == 421
+
+
+def test_feedback_waits_for_no_tracking_server(tmp_path, monkeypatch):
+    environ = {"AGENT_KIT_MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    server = create_server(settings=load_settings(tmp_path, environ=environ))
+    server.invoke()(lambda request: "391")
+
+    def cannot_store(*_: object, **__: object) -> str:
+        raise TimeoutError("traces cannot be stored")
+
+    monkeypatch.setattr("agent_kit.server.feedback.log_feedback", cannot_store)
+    with server.serve() as url:
+        answer = judge(url, {}, trace_id=UNKNOWN, value=True)
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "mlflow_unavailable"

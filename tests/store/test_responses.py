@@ -1,0 +1,211 @@
+"""The database behind the store: its tables, its limits and its failures."""
+
+import asyncio
+import contextlib
+import sqlite3
+import threading
+import time
+
+import httpx2
+import pytest
+from sqlalchemy import text
+from test_state import make_server, no_threads_of_the_store_are_left  # noqa: F401
+
+from agent_kit.runs import event_log as run_log
+from agent_kit.runs.durable_run import RunHub
+from agent_kit.runs.supervisor import Keeper
+from agent_kit.sections import StoreSettings
+from agent_kit.store import schema as store_schema
+from agent_kit.store.database import Database
+from agent_kit.store.schema import (
+    StoreError,
+    make_engine,
+    migrate,
+    prepare_database,
+    store_tables,
+)
+
+
+def file_url(tmp_path, name="store.db") -> str:
+    return f"sqlite:///{tmp_path}/{name}"
+
+
+def test_the_migrations_make_the_tables_that_are_declared(tmp_path):
+    from alembic.autogenerate import compare_metadata
+    from alembic.runtime.migration import MigrationContext
+
+    engine = make_engine(file_url(tmp_path))
+    with engine.connect() as connection, connection.begin():
+        migrate(connection)
+        context = MigrationContext.configure(connection)
+        assert context.get_current_revision() == store_schema.SCHEMA_VERSION
+        assert compare_metadata(context, store_tables().metadata) == []
+    prepare_database(engine)
+    engine.dispose()
+
+
+def test_an_older_database_is_migrated_and_a_newer_one_is_refused(tmp_path):
+    engine = make_engine(file_url(tmp_path))
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32))"))
+    prepare_database(engine)
+    with engine.begin() as connection:
+        assert connection.execute(text("SELECT count(*) FROM responses")).scalar() == 0
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(StoreError, match="newer version"):
+        prepare_database(engine)
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("mysql://host/database", "neither sqlite"),
+        ("nonsense", "neither sqlite"),
+        ("sqlite:///:memory:", "names no file"),
+        ("sqlite:////proc/store/store.db", "cannot be used"),
+        ("postgresql://user:hunter2@127.0.0.1:1/none", "cannot be used"),
+    ],
+)
+def test_a_database_that_cannot_be_used_says_so_without_secrets(url, message):
+    database = Database(url)
+    with pytest.raises(StoreError, match=message) as caught:
+        database.read_now(lambda connection: None)
+    assert caught.value.status == 503
+    assert "hunter2" not in caught.value.message
+    database.close()
+
+
+def test_what_the_driver_says_is_for_the_log_alone(caplog):
+    server = make_server(AGENT_KIT_STORE_URL="postgresql://ada@127.0.0.1:1/none")
+    with server.serve() as url:
+        for path in ("responses", "conversations"):
+            refused = httpx2.post(f"{url}/v1/{path}", json={"input": "Hi"})
+            assert (refused.status_code, "127.0.0.1" in refused.text) == (503, False)
+    told = [record.getMessage() for record in caplog.records if "failed" in record.getMessage()]
+    assert any("127.0.0.1" in line and "/v1/conversations" in line for line in told)
+    assert any("127.0.0.1" in line and "Request req_" in line for line in told)
+
+
+async def use_while_it_closes(database):
+    reading, go_on = threading.Event(), threading.Event()
+
+    def read_slowly(connection):
+        reading.set()
+        return go_on.wait(50)
+
+    slow = asyncio.create_task(database.read(read_slowly))
+    await asyncio.to_thread(reading.wait, 50)
+    await database.write(lambda connection, items: None, 1)
+    (writer,) = (each for each in threading.enumerate() if each.name.startswith("store-writer"))
+    closing = asyncio.create_task(asyncio.to_thread(database.close))
+    await asyncio.to_thread(writer.join, 50)  # the database is half closed now
+    try:
+        assert await database.write(lambda connection, items: [2], 1) == 2
+        assert await database.read(lambda connection: 3) == 3
+    finally:
+        go_on.set()
+        assert await slow
+        await closing
+        await asyncio.to_thread(database.close)
+
+
+def test_a_database_that_is_used_while_it_closes_opens_again(tmp_path):
+    asyncio.run(use_while_it_closes(Database(file_url(tmp_path))))
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(store_schema, "_BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(run_log, "_PATIENCE_SECONDS", 0.2)
+
+
+def test_a_locked_database_is_a_clear_error_and_loses_nothing(tmp_path, impatient, caplog):
+    server = make_server()
+    with server.serve() as url:
+        kept = httpx2.post(f"{url}/v1/responses", json={"input": "Hi"}).json()
+        endless = {"input": "count for ever", "background": True}
+        running = httpx2.post(f"{url}/v1/responses", json=endless).json()["id"]
+        with contextlib.closing(sqlite3.connect(tmp_path / ".agent_kit/store.db")) as other:
+            other.execute("BEGIN IMMEDIATE")
+            follow = f"{url}/v1/responses/{running}?stream=true"
+            assert '"store_busy"' in httpx2.get(follow, timeout=50).text
+            refused = httpx2.post(f"{url}/v1/responses", json={"input": "Hi"}, timeout=30)
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "store_busy"
+            background = {"input": "slowly", "background": True}
+            refused = httpx2.post(f"{url}/v1/responses", json=background, timeout=30)
+            assert refused.status_code == 503
+            streamed = {"input": "slowly", "stream": True}
+            answer = httpx2.post(f"{url}/v1/responses", json=streamed, timeout=30)
+            assert '"store_busy"' in answer.text
+            assert "output_text.delta" not in answer.text, "shown, though it was not stored"
+            other.rollback()
+        assert httpx2.get(f"{url}/v1/responses/{kept['id']}").json() == kept
+        follow = {"input": "Hi", "previous_response_id": kept["id"]}
+        assert httpx2.post(f"{url}/v1/responses", json=follow).status_code == 200
+
+
+def test_writes_that_wait_for_a_locked_database_do_not_wait_for_each_other(tmp_path, monkeypatch):
+    busy, count = 0.5, 40
+    monkeypatch.setattr(store_schema, "_BUSY_SECONDS", busy)
+    database = Database(file_url(tmp_path))
+    database.open()
+
+    async def write_all():
+        writes = [database.write(lambda connection, items: None, n) for n in range(count)]
+        return await asyncio.gather(*writes, return_exceptions=True)
+
+    with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        begun = time.monotonic()
+        refused = asyncio.run(write_all())
+        assert time.monotonic() - begun < count * busy / 2
+        other.rollback()
+    assert {getattr(error, "code", error) for error in refused} == {"store_busy"}
+    assert asyncio.run(write_all()) == [None] * count
+    database.close()
+
+
+def test_old_chains_are_forgotten_as_a_whole_and_too_large_ones_first(tmp_path):
+    server = make_server()
+    with server.serve() as url:
+        path = f"{url}/v1/responses"
+        old = httpx2.post(path, json={"input": "Hi"}).json()["id"]
+        chain = httpx2.post(path, json={"input": "Hi"}).json()["id"]
+        follow = {"input": "Hi", "previous_response_id": chain}
+        newest = httpx2.post(path, json=follow).json()["id"]
+        with contextlib.closing(sqlite3.connect(tmp_path / ".agent_kit/store.db")) as other:
+            past = time.time() - 100_000
+            change = "UPDATE responses SET created_at = ? WHERE id IN (?, ?)"
+            other.execute(change, (past, old, chain))
+            other.commit()
+        Keeper(server.state.hub, StoreSettings(days=1), lambda run: None).forget()
+        found = [httpx2.get(f"{path}/{one}").status_code for one in (old, chain, newest)]
+        assert found == [404, 200, 200]
+        with contextlib.closing(sqlite3.connect(tmp_path / ".agent_kit/store.db")) as other:
+            other.execute("UPDATE responses SET created_at = ?", (time.time() - 1000,))
+            other.commit()
+        Keeper(server.state.hub, StoreSettings(max_bytes=1), lambda run: None).forget()
+        assert httpx2.get(f"{path}/{newest}").status_code == 404
+
+
+def test_a_store_that_cannot_be_reached_is_complained_about_once(tmp_path, caplog):
+    tried = threading.Semaphore(0)
+
+    class Unreachable(Database):
+        def write_now(self, function, *arguments):
+            tried.release()
+            raise StoreError("nobody answers")
+
+    database = Unreachable(f"sqlite:///{tmp_path}/store.db")
+    # With this lease, the keeper has nothing to do every other time.
+    keeper = Keeper(RunHub(database), StoreSettings(lease_seconds=6), lambda run: None)
+    keeper.start()
+    for _ in range(4):
+        assert tried.acquire(timeout=20)
+    keeper.stop()
+    database.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "The store cannot be kept in order: nobody answers"
+    ]

@@ -1,0 +1,152 @@
+"""What no test may do: speak to the network, or leave threads, tasks or processes behind.
+
+`conftest.py` sets these guards around each test, `run_notebook.py` around each notebook.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+SCRUBBED = ("AGENT_KIT_", "DATABRICKS_", "MLFLOW_", "OPENAI_", "OTEL_", "ANTHROPIC_")
+KEPT = ("AGENT_KIT_REQUIRE_ALL",)
+
+# These live as long as the process that runs the tests; they belong to none of them.
+LASTING_PROCESSES = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+# What a browser starts for its pages, and keeps a while; it ends with the browser.
+LASTING_PROCESSES += ("--type=",)
+# Idle workers of an event loop that serves several tests; they end with it.
+# (those of the store: tests/runs/test_state.py sees to it that they do end)
+LASTING_THREADS = ("AnyIO worker thread", "store-")
+# With these asyncio itself closes generators that their reader has dropped.
+CLOSING_TASKS = "async_generator_athrow"
+PATIENCE = 30.0
+
+
+def clean_environment() -> None:
+    """Forget the developer's own settings: tests shall not depend on them."""
+    for name in list(os.environ):
+        proxy = name.lower().endswith("_proxy")
+        if (name.startswith(SCRUBBED) and name not in KEPT) or proxy:
+            del os.environ[name]
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["NO_PROXY"] = "*"
+
+
+class NetworkGuard:
+    """Refuses connections and look-ups beyond this machine, and remembers them."""
+
+    def __init__(self) -> None:
+        self.refused: list[str] = []
+        sys.addaudithook(self._audit)
+
+    def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "socket.getaddrinfo":
+            self._refuse_unless_local(arguments[0])
+        elif event in ("socket.connect", "socket.sendto") and isinstance(arguments[1], tuple):
+            self._refuse_unless_local(arguments[1][0])
+
+    def _refuse_unless_local(self, host: str | bytes | None) -> None:
+        name = host.decode() if isinstance(host, bytes) else host
+        if name in (None, "", "localhost") or _is_loopback(name):
+            return
+        self.refused.append(name)
+        raise OSError(f"tests do not use the network: {name}")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
+@contextlib.contextmanager
+def no_leaks(lasting_threads: tuple[str, ...] = ()) -> Iterator[None]:
+    """Fail if the block leaves a thread, an asyncio task or a child process behind.
+
+    Threads whose name begins with one of `lasting_threads` may stay.
+    """
+    threads, processes = set(threading.enumerate()), set(_children())
+    with _pending_tasks() as tasks:
+        yield
+    deadline = time.monotonic() + PATIENCE
+    left = [f"task {task}" for task in tasks]
+    lasting_threads += LASTING_THREADS
+    new = [thread for thread in threading.enumerate() if thread not in threads]
+    for thread in (thread for thread in new if not thread.name.startswith(lasting_threads)):
+        thread.join(max(0, deadline - time.monotonic()))
+        left += [f"thread {thread.name}"] if thread.is_alive() else []
+    left += [f"process {process}" for process in _lasting_children(processes, deadline)]
+    assert not left, "left behind: " + "; ".join(left)
+
+
+def _children() -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            command = " ".join(process.cmdline())
+            if not any(lasting in command for lasting in LASTING_PROCESSES):
+                found.append(process)
+    return found
+
+
+def _lasting_children(before: set[psutil.Process], deadline: float) -> list[psutil.Process]:
+    new = [process for process in _children() if process not in before]
+    _, alive = psutil.wait_procs(new, timeout=max(0, deadline - time.monotonic()))
+    return alive
+
+
+@contextlib.contextmanager
+def _pending_tasks() -> Iterator[list[str]]:
+    """Collect the tasks nobody waited for or cancelled when `asyncio.run` was at its end."""
+    found: list[str] = []
+    cancel_all = asyncio.runners._cancel_all_tasks  # type: ignore[attr-defined]
+
+    def note_and_cancel(loop: asyncio.AbstractEventLoop) -> None:
+        tasks = asyncio.all_tasks(loop)
+        pending = [repr(task) for task in tasks if not task.cancelling()]
+        found.extend(task for task in pending if CLOSING_TASKS not in task)
+        cancel_all(loop)
+
+    asyncio.runners._cancel_all_tasks = note_and_cancel  # type: ignore[attr-defined]
+    try:
+        yield found
+    finally:
+        asyncio.runners._cancel_all_tasks = cancel_all  # type: ignore[attr-defined]
+
+
+# What is read when the files that the measured processes wrote are added up.
+COVERAGE_TABLES = ("file", "context", "tracer", "arc", "line_bits")
+
+
+def drop_broken_coverage(folder: Path) -> None:
+    """Delete the coverage that killed processes left half written.
+
+    It is written without a journal, and adding it up fails the whole run for a file that opens
+    and then turns out to be incomplete: `combine_parallel_data` in coverage's `data.py`.
+    """
+    for path in folder.glob(".coverage.*"):
+        if not _is_whole(path):
+            path.unlink(missing_ok=True)
+
+
+def _is_whole(path: Path) -> bool:
+    uri = f"{path.as_uri()}?mode=ro&immutable=1"
+    try:
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+            for table in COVERAGE_TABLES:
+                connection.execute(f"SELECT 1 FROM {table} LIMIT 1")
+            return connection.execute("PRAGMA quick_check").fetchone() == ("ok",)
+    except sqlite3.Error:
+        return False

@@ -1,0 +1,37 @@
+"""Fixtures of the tests that store traces in MLflow: a project with a store that is ready."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent_kit.sections import Settings
+from agent_kit.settings import load_settings
+from agent_kit.tracing import close_tracing
+from agent_kit.tracing.drain import DrainKeeper
+from agent_kit.tracing.mlflow_setup import open_experiment
+
+
+@pytest.fixture(scope="session")
+def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store with all its tables and nothing in it, which takes seconds to make."""
+    project = tmp_path_factory.mktemp("mlflow")
+    open_experiment(load_settings(project, environ={}))
+    return project / "mlflow.db"
+
+
+@pytest.fixture
+def project(tmp_path: Path, mlflow_database: Path) -> Iterator[Settings]:
+    """A project of its own; at the end nothing of its tracing may be left."""
+    shutil.copy(mlflow_database, tmp_path)
+    (tmp_path / "settings.ini").touch()
+    yield load_settings(tmp_path, environ={})
+    assert close_tracing(timeout=60)
+
+
+@pytest.fixture
+def settings(project: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """A project whose spool is drained in this process, by `stored_trace`, which saves seconds."""
+    monkeypatch.setattr(DrainKeeper, "check", lambda self: None)
+    return project

@@ -1,0 +1,142 @@
+"""What an agent does with MLflow belongs to the trace of its request, whenever MLflow comes."""
+
+import json
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from support.model_stand_in import ModelStandIn
+from support.tracing_support import drain_here, serving, stored_trace, stored_traces, tree
+
+from agent_kit.sections import Settings
+
+pytest_plugins = ["tracing_fixtures"]
+
+AGENT = """
+import asyncio
+{at_start}
+from agent_kit.server import create_server
+from agent_kit.tracing import span
+
+server = create_server()
+app = server.app
+
+
+def work(name):
+    import mlflow
+
+    @mlflow.trace
+    def look_up(city):
+        return f"rain in {{city}}"
+
+    with mlflow.start_span("plan") as plan:
+        plan.set_inputs({{"name": name}})
+        with span("tool"):
+            look_up("Oslo")
+    mlflow.update_current_trace(tags={{"who": name}})
+    return name
+"""
+HANDLERS = {
+    "async": """
+@server.invoke()
+async def answer(request):
+    return await asyncio.to_thread(work, request.custom_inputs["name"])
+""",
+    "async-stream": """
+@server.stream()
+async def answer(request):
+    yield "Hello "
+    yield work(request.custom_inputs["name"])
+""",
+    "sync": """
+@server.invoke()
+def answer(request):
+    return work(request.custom_inputs["name"])
+""",
+    "sync-stream": """
+@server.stream()
+def answer(request):
+    yield "Hello "
+    yield work(request.custom_inputs["name"])
+""",
+}
+IMPORTS = {"at the start": "import mlflow", "in the handler": ""}
+EXPECTED = {("agent", None), ("plan", "agent"), ("tool", "plan"), ("look_up", "tool")}
+
+
+def ask(url: str, **body: Any) -> str:
+    """Ask the agent; return the id of the trace."""
+    request = urllib.request.Request(
+        f"{url}/invocations",
+        json.dumps({"input": "Hello", **body}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        answer.read()
+        return answer.headers["x-mlflow-trace-id"]
+
+
+@pytest.mark.parametrize(
+    ("handler", "imported"),
+    [(handler, "in the handler") for handler in HANDLERS] + [("sync", "at the start")],
+)
+def test_no_span_of_mlflow_is_lost(project: Settings, handler: str, imported: str) -> None:
+    """Six requests at once, of which the first ones meet MLflow while it is being imported."""
+    agent = AGENT.format(at_start=IMPORTS[imported]) + HANDLERS[handler]
+    bodies = [
+        {"custom_inputs": {"name": f"n{number}"}, "stream": number % 2 == 0} for number in range(6)
+    ]
+    with serving(project, agent) as (url, _), ThreadPoolExecutor(6) as threads:
+        traces = list(threads.map(lambda body: ask(url, **body), bodies))
+    drain_here(project)
+    for body, trace_id in zip(bodies, traces, strict=True):
+        trace = stored_trace(project, trace_id)
+        assert tree(trace.data.spans) == EXPECTED
+        plan = next(found for found in trace.data.spans if found.name == "plan")
+        assert plan.inputs == body["custom_inputs"]
+        assert trace.info.tags["who"] == body["custom_inputs"]["name"]
+    assert len(stored_traces(project)) == len(traces), "a span became a trace of its own"
+
+
+AUTOLOG = """
+import mlflow
+from openai import AsyncOpenAI
+from agent_kit.server import stream, create_server
+
+mlflow.openai.autolog()
+app = create_server().app
+
+
+@stream()
+async def answer(request):
+    async with AsyncOpenAI() as client:
+        words = await client.chat.completions.create(
+            model="any",
+            messages=[{"role": "user", "content": "Hello"}],
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        async for chunk in words:
+            yield chunk.choices[0].delta.content or "" if chunk.choices else ""
+"""
+
+
+def test_calls_that_mlflow_logs_by_itself_are_in_the_trace(project: Settings) -> None:
+    with (
+        ModelStandIn(["It rains."]) as model,
+        serving(
+            project,
+            AUTOLOG,
+            OPENAI_BASE_URL=model.url,
+            OPENAI_API_KEY="sk-0123456789abcdefghij",
+        ) as (url, _),
+    ):
+        trace_id = ask(url)
+    trace = stored_trace(project, trace_id)
+    children = [found for found in trace.data.spans if found.parent_id]
+    assert [found.span_type for found in children] == ["CHAT_MODEL"]
+    assert "It rains." in json.dumps(children[0].outputs)
+    usage = trace.info.token_usage or {}
+    assert usage.get("total_tokens") == 15, "the agent told of none, MLflow's span did"
+    assert "sk-0123456789" not in json.dumps(trace.to_dict())
