@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 
 from . import __version__
-from .context import redact
+from .redaction import redact
 
 # %% ../nbs/60_cli.ipynb #6bdf97e8
 def _one_line(error: Exception) -> str:
@@ -152,8 +152,7 @@ def _parser() -> argparse.ArgumentParser:
 
 # %% ../nbs/60_cli.ipynb #6c23b66f
 def _print_settings() -> None:
-    from agent_kit.sections import settings_table
-    from agent_kit.settings import get_settings
+    from agent_kit.settings import get_settings, settings_table
 
     print(settings_table(get_settings()))
 

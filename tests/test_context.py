@@ -21,20 +21,21 @@ from support.databricks_stand_in import (
 
 from agent_kit import context as context_module
 from agent_kit.context import (
-    CredentialsError,
     RequestContext,
     UserTokenMissing,
     current_context,
-    databricks_headers,
-    databricks_host,
     get_obo_workspace_client,
     get_request_headers,
-    get_workspace_client,
-    may_hold_secrets,
-    on_databricks_apps,
-    redact,
     use_context,
 )
+from agent_kit.databricks import (
+    CredentialsError,
+    databricks_headers,
+    databricks_host,
+    get_workspace_client,
+    on_databricks_apps,
+)
+from agent_kit.redaction import may_hold_secrets, redact
 
 
 def asked_by(token: str | None) -> RequestContext:

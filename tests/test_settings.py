@@ -9,8 +9,15 @@ import pytest
 from pydantic import ValidationError
 from support.environment import PROJECT
 
-from agent_kit.sections import SECTIONS, Threshold, settings_table
-from agent_kit.settings import SettingsError, find_project_dir, get_settings, load_settings
+from agent_kit.settings import (
+    SECTIONS,
+    SettingsError,
+    Threshold,
+    find_project_dir,
+    get_settings,
+    load_settings,
+    settings_table,
+)
 
 
 def write(folder: Path, text: str) -> Path:

@@ -19,7 +19,7 @@ from .html import comparison_html, style_sheet
 from .rendering import TurnView, WidgetKit
 from .session import Session
 from .transcript import Turn
-from ..sections import ServerSettings
+from ..settings import ServerSettings
 
 # %% ../../nbs/chat/70_panel.ipynb #57370a18
 # Without a script of its own a panel cannot scroll; an image that has loaded can tell it to.

@@ -16,9 +16,9 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .transcript import Answer, Trouble, Turn
-from ..context import redact
 from ..models.interface import ModelError
 from ..protocol import RequestError
+from ..redaction import redact
 from ..runs.run import failure_listener
 from ..server import AgentServer, load_server, newest_server
 from ..settings import Settings, get_settings

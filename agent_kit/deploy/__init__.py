@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..context import get_workspace_client, redact
+from ..databricks import get_workspace_client
 from agent_kit.deploy.source import (
     AppConfig,
     DeployError,
@@ -28,6 +28,7 @@ from agent_kit.deploy.source import (
     read_app_config,
     requirements_command,
 )
+from ..redaction import redact
 from ..settings import Settings, get_settings
 from ..tracing.mlflow_setup import git_commit
 

@@ -28,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..context import redact
+from ..redaction import redact
 
 # %% ../../nbs/deploy/10_source.ipynb #f1f47615
 class DeployError(RuntimeError):

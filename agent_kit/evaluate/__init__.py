@@ -29,9 +29,8 @@ from agent_kit.evaluate.evaluation import (
 from .mlflow_log import EvaluationLog
 from .results import Row, read_threshold, refuse_unknown_metrics
 from .scorers import DEFAULT_SCORERS, Score, Scorer, as_scorer, judge
-from ..sections import Settings, Threshold
 from ..server import AgentServer, load_server
-from ..settings import get_settings
+from ..settings import Settings, Threshold, get_settings
 from ..tracing.mlflow_setup import git_commit
 
 # %% ../../nbs/evaluate/90_evaluate.ipynb #f5f54b15

@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 
 import httpx2
 
-from ..context import redact
 from .cases import Case
 from .checks import Answer, response_items, shorten
 from .datasets import history_item
+from ..redaction import redact
 from ..server import AgentServer
 from ..server.in_process import InProcessTransport
 from ..tracing import TraceNotFoundError, trace_tree

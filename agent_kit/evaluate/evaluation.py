@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..context import redact
 from .checks import shorten
 from .report import format_value, report_html, report_markdown
 from agent_kit.evaluate.results import (
@@ -27,7 +26,8 @@ from agent_kit.evaluate.results import (
     row_from_json,
     row_to_json,
 )
-from ..sections import Threshold
+from ..redaction import redact
+from ..settings import Threshold
 
 # %% ../../nbs/evaluate/80_evaluation.ipynb #4a777c30
 class EvaluationError(RuntimeError):

@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..context import redact
 from agent_kit.evaluate.evaluation import (
     Evaluation,
     EvaluationError,
@@ -25,7 +24,8 @@ from agent_kit.evaluate.evaluation import (
     read_evaluation,
 )
 from .results import Row
-from ..sections import Settings
+from ..redaction import redact
+from ..settings import Settings
 from ..tracing import flush_traces, tracing_status
 from ..tracing.mlflow_setup import active_model_id, open_experiment
 

@@ -26,7 +26,7 @@ from agent_kit.evaluate.intervals import (
     pass_rates,
 )
 from .scorers import Score
-from ..sections import Threshold
+from ..settings import Threshold
 
 # %% ../../nbs/evaluate/70_results.ipynb #c040c2df
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def read_threshold(text: str) -> Threshold:
     """
     from pydantic import ValidationError
 
-    from agent_kit.sections import EvaluateSettings
+    from agent_kit.settings import EvaluateSettings
 
     try:
         return EvaluateSettings.model_validate({"thresholds": [text]}).thresholds[0]

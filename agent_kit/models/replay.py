@@ -20,9 +20,9 @@ from typing import Any, Literal
 
 import orjson
 
-from ..context import redact
 from .interface import Event, Model, ModelError, ModelRequest
 from ..protocol.request_conversion import text_of
+from ..redaction import redact
 
 # %% ../../nbs/models/50_replay.ipynb #b922fba9
 _MEANINGLESS = frozenset(

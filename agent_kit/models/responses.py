@@ -10,11 +10,11 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import Any
 
-from ..context import redact
 from .chat import model_parameters
 from .interface import Event, ModelError, ModelRequest, item_done, turn_ended
 from .service import ModelService, cut_short, garbled
 from ..protocol.output_items import AgentOutputError, complete_usage
+from ..redaction import redact
 
 # %% ../../nbs/models/40_responses.ipynb #efcf10e5
 _ENCRYPTED = "reasoning.encrypted_content"

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 import orjson
 
-from ..context import CredentialsError, databricks_headers, databricks_host, redact
+from ..databricks import CredentialsError, databricks_headers, databricks_host
 from .interface import ModelError
+from ..redaction import redact
 
 if TYPE_CHECKING:
     import openai

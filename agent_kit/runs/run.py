@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from starlette.exceptions import HTTPException
 
-from ..context import RequestContext, redact, use_context
+from ..context import RequestContext, use_context
 from ..models.interface import ModelError
 from agent_kit.protocol import (
     OPENAI_RESPONSES,
@@ -31,6 +31,7 @@ from agent_kit.protocol import (
 from ..protocol.assembler import Assembler, make_assembler
 from ..protocol.mcp_calls import HostedCalls, expand_hosted_calls
 from ..protocol.response_assembler import ResponseAssembler
+from ..redaction import redact
 from .handlers import Handler, Registry
 from ..settings import Settings
 from ..tracing import RequestTrace, Status, start_trace

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from .durable_run import RunHub
-from ..sections import StoreSettings
+from ..settings import StoreSettings
 from ..store.conversations import forget_conversations
 from ..store.responses import forget_chains, used_bytes
 from agent_kit.store.runs import (

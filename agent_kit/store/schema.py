@@ -15,8 +15,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..context import redact
 from ..protocol.wire import RequestError
+from ..redaction import redact
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, MetaData, Table

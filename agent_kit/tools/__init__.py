@@ -22,7 +22,8 @@ import anyio.to_thread
 import orjson
 from pydantic_core import to_json
 
-from ..context import current_context, redact
+from ..context import current_context
+from ..redaction import redact
 from .schema import ArgumentsError as ArgumentsError
 from .schema import Signature, read_signature, strict_schema
 from .schema import ToolDefinitionError as ToolDefinitionError

@@ -17,8 +17,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..context import databricks_headers, databricks_host, redact
+from ..databricks import databricks_headers, databricks_host
 from ..models.service import FreshHeaders
+from ..redaction import redact
 from . import Tool, ToolsUnavailable
 
 if TYPE_CHECKING:

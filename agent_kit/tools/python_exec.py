@@ -8,7 +8,8 @@ __all__ = ['runs_in_unity_catalog', 'python_exec']
 # %% ../../nbs/tools/30_python_exec.ipynb #ed43da3c
 import logging
 
-from ..context import on_databricks_apps, redact
+from ..databricks import on_databricks_apps
+from ..redaction import redact
 from ..sandbox import run_python_async
 from ..settings import Settings, get_settings
 from . import tool

@@ -11,7 +11,7 @@ import importlib.util
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ..context import get_workspace_client
+from ..databricks import get_workspace_client
 
 if TYPE_CHECKING:
     from databricks.sdk import WorkspaceClient

@@ -18,9 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from ..context import RequestContext, redact
-from ..sections import Settings
-from ..settings import get_settings
+from ..context import RequestContext
+from ..redaction import redact
+from ..settings import Settings, get_settings
 from .drain import DrainKeeper, DrainState
 from .mlflow_bridge import collect_trace_info, install_bridge
 from .mlflow_setup import active_model_id, open_experiment

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..sections import Settings
+from ..settings import Settings
 from .mlflow_setup import open_experiment
 from .spool import Batch, SpoolReader, is_locked, list_segments, try_lock
 

@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..sections import Settings
-from ..settings import SettingsError, get_settings
+from ..settings import Settings, SettingsError, get_settings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import orjson
 
-from ..context import may_hold_secrets, redact
+from ..redaction import may_hold_secrets, redact
 
 # %% ../../nbs/tracing/18_trace_content.ipynb #c8223bde
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY

@@ -14,7 +14,7 @@ from support.databricks_stand_in import (
     serve_workspace,
 )
 
-from agent_kit.context import CredentialsError, get_workspace_client
+from agent_kit.databricks import CredentialsError, get_workspace_client
 from agent_kit.deploy import LoginRequired, ask_app, check_login, deploy, parse_resource
 from agent_kit.deploy.source import DeployError
 from agent_kit.settings import Settings, load_settings

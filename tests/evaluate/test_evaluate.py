@@ -22,11 +22,10 @@ from agent_kit.evaluate.mlflow_log import EvaluationLog
 from agent_kit.evaluate.results import ThresholdError
 from agent_kit.evaluate.scorers import Score, expectation, scorer
 from agent_kit.runs.handlers import Registry
-from agent_kit.sections import Settings
 from agent_kit.server import AgentServer, ServerError, create_server
-from agent_kit.settings import load_settings
+from agent_kit.settings import Settings, load_settings
 
-pytest_plugins = ["tracing_fixtures"]
+pytest_plugins = ["support.tracing_fixtures"]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from support.databricks_stand_in import (
 from support.databricks_stand_in import Refusal as WorkspaceRefusal
 from support.model_stand_in import ModelStandIn, Refusal, Turn
 
-from agent_kit.context import get_workspace_client
+from agent_kit.databricks import get_workspace_client
 from agent_kit.models import create_model
 from agent_kit.models.interface import ModelError, ModelRequest
 from agent_kit.settings import load_settings

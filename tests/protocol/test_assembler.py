@@ -17,7 +17,7 @@ from agent_kit.protocol.wire import clean_text, dump_json
 from agent_kit.server import AgentServer, create_server
 from agent_kit.tracing.drain import DrainKeeper
 
-pytest_plugins = ["tracing_fixtures"]
+pytest_plugins = ["support.tracing_fixtures"]
 
 RESPONSES, CHAT, AGENT = TASKS
 ASK: dict[str, Any] = {

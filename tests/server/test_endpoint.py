@@ -16,7 +16,7 @@ from support.tracing_support import stored_trace
 from agent_kit.server import AgentServer, create_server
 from agent_kit.settings import load_settings
 
-pytest_plugins = ["tracing_fixtures"]
+pytest_plugins = ["support.tracing_fixtures"]
 QUESTION = {"input": "Hello"}
 UNTRACED = {"AGENT_KIT_MLFLOW_TRACING": "false"}
 JSON = {"content-type": "application/json"}

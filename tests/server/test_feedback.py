@@ -10,7 +10,7 @@ from agent_kit.server import create_server
 from agent_kit.settings import Settings, load_settings
 from agent_kit.tracing import close_tracing
 
-pytest_plugins = ["tracing_fixtures"]
+pytest_plugins = ["support.tracing_fixtures"]
 ADA = {"x-forwarded-email": "ada@example.com"}
 EVE = {"x-forwarded-email": "eve@example.com"}
 UNKNOWN = "tr-" + "0" * 32

@@ -14,7 +14,7 @@ from test_state import make_server, no_threads_of_the_store_are_left  # noqa: F4
 from agent_kit.runs import event_log as run_log
 from agent_kit.runs.durable_run import RunHub
 from agent_kit.runs.supervisor import Keeper
-from agent_kit.sections import StoreSettings
+from agent_kit.settings import StoreSettings
 from agent_kit.store import schema as store_schema
 from agent_kit.store.database import Database
 from agent_kit.store.schema import (

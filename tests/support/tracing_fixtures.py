@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_kit.sections import Settings
-from agent_kit.settings import load_settings
+from agent_kit.settings import Settings, load_settings
 from agent_kit.tracing import close_tracing
 from agent_kit.tracing.drain import DrainKeeper
 from agent_kit.tracing.mlflow_setup import open_experiment

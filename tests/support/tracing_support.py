@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from support.environment import free_port
 
-from agent_kit.sections import Settings
-from agent_kit.settings import load_settings
+from agent_kit.settings import Settings, load_settings
 from agent_kit.tracing import close_tracing
 from agent_kit.tracing.drain import Drain
 from agent_kit.tracing.mlflow_setup import open_experiment

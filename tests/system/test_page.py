@@ -23,11 +23,11 @@ from support.web_stand_in import StandIn
 
 from agent_kit.evaluate import evaluate
 from agent_kit.evaluate.datasets import load_cases
-from agent_kit.sections import Settings
 from agent_kit.server import create_server
+from agent_kit.settings import Settings
 from agent_kit.tracing import close_tracing
 
-pytest_plugins = ["page_fixtures", "tracing_fixtures"]
+pytest_plugins = ["support.page_fixtures", "tracing_fixtures"]
 # MLflow uses what SQLAlchemy 2.1 deprecates, and warns of its own type hints on import.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),

@@ -21,7 +21,7 @@ from support.page_support import (
 )
 from support.web_stand_in import CUT, StandIn, login_redirect, serve_app, stand_in_server
 
-pytest_plugins = ["page_fixtures"]
+pytest_plugins = ["support.page_fixtures"]
 
 # What a model may be talked into writing ------------------------------------------------------
 

@@ -14,7 +14,7 @@ from agent_kit.server import create_server
 from agent_kit.settings import Settings, load_settings
 from agent_kit.tracing.spans import span
 
-pytest_plugins = ["tracing_fixtures"]
+pytest_plugins = ["support.tracing_fixtures"]
 
 
 @pytest.fixture

@@ -12,9 +12,8 @@ from sqlalchemy import inspect
 from support.postgres_server import PostgresServer
 
 from agent_kit.runs.supervisor import Keeper
-from agent_kit.sections import StoreSettings
 from agent_kit.server import AgentServer, create_server
-from agent_kit.settings import load_settings
+from agent_kit.settings import StoreSettings, load_settings
 from agent_kit.store.schema import make_engine, migrate, prepare_database
 
 PATIENCE = 60

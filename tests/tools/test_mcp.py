@@ -17,7 +17,8 @@ from mcp.server.mcpserver import Image, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from support.databricks_stand_in import forget_credentials
 
-from agent_kit.context import RequestContext, current_context, get_workspace_client, use_context
+from agent_kit.context import RequestContext, current_context, use_context
+from agent_kit.databricks import get_workspace_client
 from agent_kit.loop import run_agent
 from agent_kit.models.interface import ScriptedModel, function_call
 from agent_kit.protocol import ResponsesRequest

@@ -11,7 +11,7 @@ import pytest
 from support.databricks_stand_in import ADA_TOKEN, Workspace, forget_credentials, serve_workspace
 from support.tracing_support import wait_until
 
-from agent_kit.context import get_workspace_client
+from agent_kit.databricks import get_workspace_client
 from agent_kit.settings import get_settings, load_settings
 from agent_kit.tools import ToolResult, unity_catalog
 from agent_kit.tools.python_exec import python_exec, runs_in_unity_catalog

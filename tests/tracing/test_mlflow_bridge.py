@@ -9,9 +9,9 @@ import pytest
 from support.model_stand_in import ModelStandIn
 from support.tracing_support import drain_here, serving, stored_trace, stored_traces, tree
 
-from agent_kit.sections import Settings
+from agent_kit.settings import Settings
 
-pytest_plugins = ["tracing_fixtures"]
+pytest_plugins = ["support.tracing_fixtures"]
 
 AGENT = """
 import asyncio

@@ -10,11 +10,10 @@ import pytest
 from support.environment import require_command
 from support.tracing_support import change, run_script, stored_trace
 
-from agent_kit.sections import Settings
-from agent_kit.settings import SettingsError
+from agent_kit.settings import Settings, SettingsError
 from agent_kit.tracing.mlflow_setup import git_commit, open_experiment, setup_mlflow, version_name
 
-pytest_plugins = ["tracing_fixtures"]
+pytest_plugins = ["support.tracing_fixtures"]
 
 NAME = "main.agents.tea"
 START = """

@@ -25,8 +25,8 @@ from support.tracing_support import (
 )
 
 from agent_kit.context import RequestContext
-from agent_kit.sections import Settings
 from agent_kit.server import create_server
+from agent_kit.settings import Settings
 from agent_kit.tracing import (
     TraceNotFoundError,
     close_tracing,
@@ -39,7 +39,7 @@ from agent_kit.tracing import (
 )
 from agent_kit.tracing.drain import DrainState
 
-pytest_plugins = ["tracing_fixtures"]
+pytest_plugins = ["support.tracing_fixtures"]
 SECRET = "sk-1234567890abcdefghij"
 
 
