@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # %% ../nbs/30_databricks.ipynb #c5e987f7
 def on_databricks_apps() -> bool:
-    "Whether this process runs as a Databricks app."
+    """Return whether this process runs as a Databricks app."""
     return bool(os.environ.get("DATABRICKS_APP_NAME"))
 
 # %% ../nbs/30_databricks.ipynb #790057b0
@@ -26,7 +26,7 @@ _RETRY_SECONDS = 60
 
 
 class CredentialsError(RuntimeError):
-    "There are no credentials for the Databricks workspace, or they cannot be used."
+    """There are no credentials for the Databricks workspace, or they cannot be used."""
 
 
 def new_workspace_client(**config: Any) -> "WorkspaceClient":
@@ -53,24 +53,30 @@ def new_workspace_client(**config: Any) -> "WorkspaceClient":
 # %% ../nbs/30_databricks.ipynb #b34c4eb3
 @cache
 def get_workspace_client(profile: str | None = None) -> "WorkspaceClient":
-    """The client for the workspace, as the app itself or as you on your own machine.
+    """Return the client for the workspace, as the app itself or as you on your own machine.
 
-    `profile`: a profile of ~/.databrickscfg (default: what the SDK finds in the environment).
     The first call makes a blocking request: from async code use `asyncio.to_thread`.
-    Raises `CredentialsError` where there are no credentials.
+
+    Args:
+        profile: A profile of ~/.databrickscfg (default: what the SDK finds in the environment).
+
+    Raises:
+        CredentialsError: There are no credentials.
     """
     return new_workspace_client(profile=profile)
 
 # %% ../nbs/30_databricks.ipynb #9e094008
 def databricks_host(profile: str | None = None) -> str:
-    "The workspace's address, such as https://adb-123.azuredatabricks.net."
+    """Return the workspace's address, such as https://adb-123.azuredatabricks.net."""
     return get_workspace_client(profile).config.host
 
 # %% ../nbs/30_databricks.ipynb #da4203bd
 def databricks_headers(profile: str | None = None) -> dict[str, str]:
-    """Headers that authenticate one request to the workspace; ask again for the next one.
+    """Return headers that authenticate one request to the workspace; not to be reused.
 
     Blocks where a token has to be fetched: from async code use `asyncio.to_thread`.
-    Raises `CredentialsError` where there are no credentials.
+
+    Raises:
+        CredentialsError: There are no credentials.
     """
     return get_workspace_client(profile).config.authenticate()
