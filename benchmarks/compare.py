@@ -68,6 +68,26 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
+def work_folder() -> Iterator[str]:
+    """Make a folder for servers; remove it when what they have left running has ended.
+
+    A drain outlives its server by some seconds, and writes into the folder until it ends.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            yield folder
+        finally:
+            left = [
+                process
+                for process in psutil.process_iter(["cwd"])
+                if Path(process.info["cwd"] or "/") == Path(folder).resolve()
+            ]
+            for process in left:
+                process.kill()
+            psutil.wait_procs(left)
+
+
+@contextlib.contextmanager
 def running(name: str, folder: str) -> Iterator[Server]:
     """Start a server and wait for its first answer to /health."""
     port = free_port()
@@ -125,7 +145,7 @@ def measure(server: Server, seconds: float) -> dict[str, float]:
 
 def compare(names: list[str], plan: Plan) -> list[Server]:
     """Measure all servers, interleaved."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+    with work_folder() as folder, contextlib.ExitStack() as stack:
         servers = [stack.enter_context(running(name, folder)) for name in names]
         for _ in range(plan.starts - 1):
             for server in servers:

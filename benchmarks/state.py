@@ -9,12 +9,11 @@ import argparse
 import http.client
 import json
 import statistics
-import tempfile
 import time
 from typing import Any
 
 import uvloop
-from compare import Server, running
+from compare import Server, running, work_folder
 from load import generate
 
 CONNECTIONS = 64
@@ -82,7 +81,7 @@ def main() -> None:
     rounds, seconds, turns = (2, 1.0, 200) if arguments.quick else (5, 4.0, 1000)
     rounds, seconds = arguments.rounds or rounds, arguments.seconds or seconds
     turns = max(100, arguments.turns or turns)
-    with tempfile.TemporaryDirectory() as folder, running("agent-kit", folder) as server:
+    with work_folder() as folder, running("agent-kit", folder) as server:
         rate(server, False, True, min(seconds, 1.0))
         print(f"| {CONNECTIONS} connections | not stored | stored | ratio |\n|---|---|---|---|")
         compare_rates(server, False, rounds, seconds)

@@ -2,49 +2,24 @@
 
 import json
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from nbdev.doclinks import nbglob
-from support.environment import PROJECT, unmeasured
+from support.environment import PROJECT
+from support.run_notebook import run_notebook
 
-NOTEBOOKS = sorted(str(path.relative_to(PROJECT)) for path in nbglob(PROJECT / "nbs", as_path=True))
-COPIED = ("nbs", "evals", "pyproject.toml", "settings.ini")
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A copy of what a notebook may read, so that it leaves nothing in the project."""
-    for name in COPIED:
-        if (PROJECT / name).is_dir():
-            shutil.copytree(PROJECT / name, tmp_path / name)
-        elif (PROJECT / name).exists():
-            shutil.copy(PROJECT / name, tmp_path / name)
-    return tmp_path
-
-
-def _files(project: Path) -> set[Path]:
-    """What a notebook may not leave: all but caches and the kit's own folder."""
-    passing = {"__pycache__", ".agent_kit"}
-    return {path for path in project.rglob("*") if not passing.intersection(path.parts)}
+# Those of the agent's room are the user's, and run with the tests of the agent.
+NOTEBOOKS = sorted(
+    str(path.relative_to(PROJECT))
+    for path in nbglob(PROJECT / "nbs", as_path=True)
+    if path.parent.name != "agent"
+)
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
-def test_notebook_runs(notebook: str, project: Path) -> None:
-    before = _files(project)
-    run = subprocess.run(
-        [sys.executable, "-P", "-m", "support.run_notebook", project / notebook],
-        cwd=project / "nbs",
-        env=unmeasured() | {"PYTHONPATH": str(PROJECT / "tests")},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert _files(project) == before, "the notebook left files behind"
+def test_notebook_runs(notebook: str, tmp_path: Path) -> None:
+    run_notebook(notebook, tmp_path)
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)

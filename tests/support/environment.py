@@ -1,21 +1,13 @@
-"""What several test modules share."""
+"""What tests know of the project and of the machine they run on."""
 
-import importlib
 import itertools
 import os
 import shutil
 import socket
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-
-import agent_kit
-from agent_kit.runs.handlers import default_registry
-from agent_kit.settings import get_settings
 
 PROJECT = Path(__file__).resolve().parents[2]
 REQUIRE_ALL = os.environ.get("AGENT_KIT_REQUIRE_ALL") == "1"
@@ -58,16 +50,3 @@ def free_port() -> int:
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
     raise AssertionError
-
-
-@contextmanager
-def default_agent() -> Iterator[ModuleType]:
-    """The module of the default agent, imported anew under the settings of now, then forgotten."""
-    get_settings.cache_clear()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(default_registry, "stream_handler", None)
-        # A package also holds its modules as attributes, which outlive what sys.modules forgets.
-        patch.setattr(agent_kit, "agent", None, raising=False)
-        patch.setitem(sys.modules, "agent_kit.agent", None)
-        del sys.modules["agent_kit.agent"]
-        yield importlib.import_module("agent_kit.agent")

@@ -19,6 +19,7 @@ from support.page_support import (
     untraced_server,
     visit,
 )
+from support.python_agent import python_agent
 from support.web_stand_in import StandIn
 
 from agent_kit.evaluate import evaluate
@@ -27,7 +28,7 @@ from agent_kit.server import create_server
 from agent_kit.settings import Settings
 from agent_kit.tracing import close_tracing
 
-pytest_plugins = ["support.page_fixtures", "tracing_fixtures"]
+pytest_plugins = ["support.page_fixtures", "support.tracing_fixtures"]
 # MLflow uses what SQLAlchemy 2.1 deprecates, and warns of its own type hints on import.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
@@ -35,12 +36,9 @@ pytestmark = [
 ]
 
 
-def test_the_default_agent_answers_with_a_tool(page: Page) -> None:
-    import agent_kit.agent
-
-    server = untraced_server()
-    server.stream()(agent_kit.agent.answer)
-    with server.serve() as url:
+def test_an_agent_answers_with_a_tool(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENT_KIT_MLFLOW_TRACING", "false")
+    with python_agent().serve() as url:
         visit(page, url)
         expect(page).to_have_title("Agent Kit")
         page.get_by_role("button", name="What is 17*23?").click()

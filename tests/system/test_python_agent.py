@@ -1,4 +1,4 @@
-"""The default agent: real programs, really run, over HTTP and by the official clients."""
+"""An agent with `python_exec`: real programs, really run, over HTTP and by the official clients."""
 
 import asyncio
 import json
@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import httpx2
 import pytest
 from openai import AsyncOpenAI, OpenAI
-from support.environment import default_agent
+from support.environment import PROJECT
 from support.model_stand_in import ModelStandIn, Refusal, Turn
+from support.python_agent import APP, python_agent
 from support.stream_checker import check_sse
 
 from agent_kit.server import AgentServer
@@ -32,9 +33,8 @@ def untraced(monkeypatch):
 
 
 @pytest.fixture
-def server() -> Iterator[AgentServer]:
-    with default_agent() as agent:
-        yield agent.server
+def server() -> AgentServer:
+    return python_agent()
 
 
 def text_of(response: dict[str, Any]) -> str:
@@ -86,7 +86,7 @@ def test_what_no_rule_knows_is_answered_honestly(server):
 
 
 class Served(NamedTuple):
-    """The default agent on a port of its own, and the model service that it asks."""
+    """The agent on a port of its own, and the model service that it asks."""
 
     url: str
     service: ModelStandIn
@@ -100,12 +100,12 @@ class Served(NamedTuple):
 
 @pytest.fixture(params=["openai:stand-in"])
 def served(request, monkeypatch) -> Iterator[Served]:
-    """Serve the default agent as it is when the environment names a model service."""
+    """Serve the agent as it is when the environment names a model service."""
     with ModelStandIn(key="sk-stand-in") as service:
         monkeypatch.setenv("AGENT_KIT_MODEL", request.param)
         monkeypatch.setenv("OPENAI_BASE_URL", service.url)
         monkeypatch.setenv("OPENAI_API_KEY", "sk-stand-in")
-        with default_agent() as agent, agent.server.serve() as url:
+        with python_agent().serve() as url:
             yield Served(url, service)
 
 
@@ -114,13 +114,16 @@ each_provider = pytest.mark.parametrize(
 )
 
 
-def test_one_variable_puts_a_model_service_in_place(tmp_path: Path):
+def test_one_variable_selects_a_model_service(tmp_path: Path):
     with ModelStandIn(key="sk-stand-in") as service:
         environment = os.environ | {
             "AGENT_KIT_MODEL": "openai:stand-in",
             "OPENAI_BASE_URL": service.url,
             "OPENAI_API_KEY": "sk-stand-in",
+            "PYTHONPATH": str(PROJECT / "tests"),
         }
+        (tmp_path / "my_agent.py").write_text(APP)
+        (tmp_path / "settings.ini").write_text("[server]\napp = my_agent:app\n")
         command = [Path(sys.executable).with_name("agent-server"), "--port", "0"]
         with subprocess.Popen(
             command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
