@@ -139,7 +139,7 @@ def test_paths_start_from_the_project(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite:////abs/x.db"])
-def test_databases_that_are_no_relative_file_stay(tmp_path: Path, url: str) -> None:
+def test_databases_without_a_relative_file_are_unchanged(tmp_path: Path, url: str) -> None:
     assert load_settings(tmp_path, {"AGENT_KIT_STORE_URL": url}).store.url == url
 
 
@@ -221,7 +221,7 @@ def test_secrets_in_the_file_are_refused_unseen(tmp_path: Path, line: str) -> No
     assert "hunter22" not in message
 
 
-def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     message = refused(tmp_path, "[agent]\nmodle = x\n[server]\nprot = 1\n[nonsense]\n")
     assert len(message.splitlines()) == 3
 
@@ -272,7 +272,7 @@ def test_unknown_variables_are_refused(tmp_path: Path) -> None:
     assert "AGENT_KIT_MODLE is not a setting; did you mean AGENT_KIT_MODEL?" in message
 
 
-def test_reserved_variables_are_none_of_the_settings(tmp_path: Path) -> None:
+def test_reserved_variables_are_not_settings(tmp_path: Path) -> None:
     assert load_settings(tmp_path, {"AGENT_KIT_DEBUG": "1", "AGENT_KIT_REQUIRE_ALL": "1"})
 
 
@@ -318,7 +318,7 @@ def test_a_password_from_the_environment_is_never_shown(tmp_path: Path) -> None:
     assert "postgresql://kit:***@db.example/kit" in settings_table(settings)
 
 
-def test_the_table_tells_every_value_and_its_origin(tmp_path: Path) -> None:
+def test_the_table_shows_every_value_and_its_origin(tmp_path: Path) -> None:
     settings = load_settings(tmp_path, {"AGENT_KIT_MODEL": "openai:gpt-5.2"})
     table = settings_table(settings)
     assert str(tmp_path) in table.splitlines()[0]
@@ -350,7 +350,7 @@ def test_thresholds_compare() -> None:
 # The settings.ini that is shipped
 
 
-def test_the_shipped_file_changes_nothing_but_the_extras_and_the_gate(tmp_path: Path) -> None:
+def test_the_shipped_file_sets_no_more_than_extras_scorers_and_gate(tmp_path: Path) -> None:
     plain = load_settings(tmp_path, {})
     shipped = load_settings(
         write(tmp_path, (PROJECT / "settings.ini").read_text(encoding="utf-8")), {}
@@ -361,7 +361,8 @@ def test_the_shipped_file_changes_nothing_but_the_extras_and_the_gate(tmp_path: 
     assert shipped.deploy.extras == ("databricks",)
     gate = shipped.evaluate.thresholds
     assert [str(threshold) for threshold in gate] == ["correctness >= 0.9"]
-    without = shipped.evaluate.model_copy(update={"thresholds": ()})
+    assert shipped.evaluate.scorers == "agent_kit.agent.evaluation:scorers"
+    without = shipped.evaluate.model_copy(update={"thresholds": (), "scorers": None})
     assert without == plain.evaluate
 
 
