@@ -9,6 +9,7 @@ import sys
 import tomllib
 from configparser import ConfigParser
 from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,26 @@ def test_the_lock_file_knows_every_dependency() -> None:
 
 def extras(entry: dict) -> str:
     return f"[{','.join(entry['extras'])}]" if "extras" in entry else ""
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    project = pyproject()["project"]
+    extras = [each for extra in project["optional-dependencies"].values() for each in extra]
+    declared = {
+        re.split(r"[^\w-]", each)[0].lower() for each in [*project["dependencies"], *extras]
+    }
+    # Parts of declared packages, released with them.
+    declared |= {"pydantic-core", "pydantic-monty-client"}
+    distributions = packages_distributions()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                names = [node.module]
+            for name in {name.split(".")[0] for name in names}:
+                if name not in sys.stdlib_module_names and name != "agent_kit":
+                    found = {each.lower() for each in distributions.get(name, [])}
+                    assert not found or found & declared, f"{path.name} imports {name}"
 
 
 def test_the_lock_file_names_the_public_registry_only() -> None:
