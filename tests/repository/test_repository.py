@@ -183,7 +183,7 @@ def test_every_package_that_is_imported_is_declared() -> None:
         re.split(r"[^\w-]", each)[0].lower() for each in [*project["dependencies"], *extras]
     }
     # Parts of declared packages, released with them.
-    declared |= {"pydantic-core", "pydantic-monty-client"}
+    declared |= {"pydantic_core", "pydantic-monty-client"}
     distributions = packages_distributions()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
