@@ -42,7 +42,7 @@ MODULES = {
 NOTEBOOKS = [
     path
     for path in sorted(NBS.rglob("*.ipynb"))
-    if room_of(path, NBS) not in (USERS_ROOM, "tutorials", "index.ipynb")
+    if room_of(path, NBS) not in (USERS_ROOM, "tutorials", "index.ipynb", "architecture.ipynb")
 ]
 each_module = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
 each_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
@@ -109,6 +109,12 @@ def test_the_readme_is_the_index_notebook() -> None:
     command = "import sys; sys.path.insert(0, 'docs'); import notebooks; print(notebooks.readme())"
     rendered = run(sys.executable, "-c", command).removesuffix("\n")
     assert (PROJECT / "README.md").read_text() == rendered, "run python docs/notebooks.py"
+
+
+def test_the_picture_of_the_rooms_is_drawn_from_the_imports() -> None:
+    command = "import sys; sys.path.insert(0, 'docs'); import architecture as rooms; "
+    drawn = run(sys.executable, "-c", f"{command}print(rooms.picture())").removesuffix("\n")
+    assert (NBS / "images/architecture.svg").read_text() == drawn, "run docs/architecture.py"
 
 
 def test_the_site_builds_and_its_links_hold(tmp_path: Path) -> None:
