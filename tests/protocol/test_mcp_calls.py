@@ -1,4 +1,4 @@
-"""The agent's own tool calls as clients of OpenAI's API expect them: as run by the server."""
+"""The agent's own tool calls as `mcp_call` items, which the server has run."""
 
 import asyncio
 import json
@@ -11,14 +11,14 @@ from openai import OpenAI
 from support.stream_checker import check_response, check_sse, check_stream, read_sse
 
 from agent_kit.protocol import parse_request
-from agent_kit.protocol.mcp_calls import HostedCalls, expand_hosted_calls
+from agent_kit.protocol.mcp_calls import McpCalls, expand_mcp_calls
 from agent_kit.protocol.response_assembler import ResponseAssembler
 from agent_kit.server import AgentServer, create_server
 from agent_kit.settings import load_settings
 
 WEATHER: Any = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
 OPENAI_PATHS = ("/v1/responses", "/responses", "/api/v1/responses", "/api/responses")
-PATIENCE = 20
+TIMEOUT = 20
 
 
 def call(name: str, arguments: str = "{}", call_id: str = "") -> dict[str, Any]:
@@ -31,7 +31,7 @@ def result(name: str, output: Any, **more: Any) -> dict[str, Any]:
 
 
 PICTURE = {"detail": "auto", "type": "input_image", "image_url": "data:image/png;base64,AAAA"}
-ANSWERS: dict[str, list[Any]] = {
+RESPONSES: dict[str, list[Any]] = {
     "one": ["Let me see. ", call("multiply", '{"a": 17}'), result("multiply", "391"), "It is 391."],
     "parallel": [call("first"), call("second"), result("second", "2"), result("first", "1"), "Ok"],
     "both": [call("multiply"), call("weather"), result("multiply", "391")],
@@ -45,20 +45,20 @@ ANSWERS: dict[str, list[Any]] = {
 
 
 def make_server(task: str = "agent/v1/responses", **environ: str) -> AgentServer:
-    """A server whose agent answers as `ANSWERS` says, or tells what it was given."""
+    """A server whose agent yields the chunks in `RESPONSES`, or the input that it got."""
     untraced = {"AGENT_KIT_MLFLOW_TRACING": "false"}
     server = create_server(task, settings=load_settings(environ=untraced | environ))
 
     @server.stream()
     async def answer(request: Any) -> AsyncIterator[Any]:
-        asked = [item for item in request.input if item.get("role") == "user"]
-        said = asked[-1]["content"] if asked else ""
-        for piece in ANSWERS.get(said, [json.dumps(request.input)]):
-            yield piece
+        users = [item for item in request.input if item.get("role") == "user"]
+        prompt = users[-1]["content"] if users else ""
+        for chunk in RESPONSES.get(prompt, [json.dumps(request.input)]):
+            yield chunk
             await asyncio.sleep(0)
-        if said == "fail":
+        if prompt == "fail":
             raise RuntimeError("on purpose")
-        if said == "wait":
+        if prompt == "wait":
             await asyncio.Event().wait()
 
     return server
@@ -78,9 +78,9 @@ def client(url: str) -> Iterator[OpenAI]:
 
 
 def ask(url: str, path: str = "/v1/responses", **body: Any) -> dict[str, Any]:
-    answer = httpx2.post(url + path, json=body, timeout=PATIENCE)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
+    response = httpx2.post(url + path, json=body, timeout=TIMEOUT)
+    assert response.status_code == 200, response.text
+    return response.json()
 
 
 def stream(url: str, path: str = "/v1/responses", **body: Any) -> list[dict[str, Any]]:
@@ -88,11 +88,11 @@ def stream(url: str, path: str = "/v1/responses", **body: Any) -> list[dict[str,
 
 
 def output_of(url: str, **body: Any) -> list[dict[str, Any]]:
-    """The output of a plain and of a streamed answer, which are the same but for their ids."""
+    """The output of a non-streaming and of a streaming response, which differ only in their ids."""
     outputs = []
-    for answer in (ask(url, **body), stream(url, **body)[-1]["response"]):
-        check_response(answer)
-        outputs.append([{**item, "id": None} for item in answer["output"]])
+    for response in (ask(url, **body), stream(url, **body)[-1]["response"]):
+        check_response(response)
+        outputs.append([{**item, "id": None} for item in response["output"]])
     assert outputs[0] == outputs[1]
     return outputs[0]
 
@@ -101,12 +101,12 @@ def kinds(items: list[dict[str, Any]]) -> list[str]:
     return [item["type"] for item in items]
 
 
-def told(url: str, **body: Any) -> list[dict[str, Any]]:
-    """What the agent was given with a request."""
+def agent_input(url: str, **body: Any) -> list[dict[str, Any]]:
+    """The input that the agent got with a request."""
     return json.loads(ask(url, **body)["output"][-1]["content"][0]["text"])
 
 
-# What a caller is told -------------------------------------------------------------------------
+# What a client gets --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", OPENAI_PATHS)
@@ -121,8 +121,8 @@ def test_a_call_of_the_agents_own_tool_is_one_item(url, path):
         "response.mcp_call.completed",
         "response.output_item.done",
     ]
-    for answer in (events[-1]["response"], ask(url, path, input="one")):
-        before, item, after = answer["output"]
+    for response in (events[-1]["response"], ask(url, path, input="one")):
+        before, item, after = response["output"]
         assert (before["type"], after["type"]) == ("message", "message")
         assert item == {
             "id": item["id"],
@@ -139,13 +139,13 @@ def test_a_call_of_the_agents_own_tool_is_one_item(url, path):
 
 
 @pytest.mark.parametrize("path", ["/invocations", "/api/invocations"])
-def test_mlflow_is_told_of_a_call_and_its_output(url, path):
-    for answer in (ask(url, path, input="one"), stream(url, path, input="one")[-1]["response"]):
+def test_mlflow_gets_a_call_and_its_output(url, path):
+    for response in (ask(url, path, input="one"), stream(url, path, input="one")[-1]["response"]):
         pair = ["function_call", "function_call_output"]
-        assert kinds(answer["output"]) == ["message", *pair, "message"]
+        assert kinds(response["output"]) == ["message", *pair, "message"]
 
 
-def test_each_of_parallel_calls_ends_when_its_output_comes(url):
+def test_each_of_parallel_calls_ends_with_its_output(url):
     events = stream(url, input="parallel")
     names = {event["item"]["id"]: event["item"]["name"] for event in events if _is_call(event)}
     ended = [names[e["item_id"]] for e in events if e["type"] == "response.mcp_call.completed"]
@@ -160,7 +160,7 @@ def _is_call(event: dict[str, Any]) -> bool:
     return event["type"] == "response.output_item.added" and event["item"]["type"] == "mcp_call"
 
 
-def test_a_call_of_the_callers_tool_is_for_the_caller(url):
+def test_a_call_of_the_clients_tool_remains_a_function_call(url):
     own, callers = output_of(url, input="both", tools=[WEATHER])
     assert (own["type"], own["output"]) == ("mcp_call", "391")
     assert (callers["type"], callers["name"]) == ("function_call", "weather")
@@ -178,7 +178,7 @@ def test_a_call_of_the_callers_tool_is_for_the_caller(url):
         ("twice", "completed", "391", None),
     ],
 )
-def test_a_call_ends_as_its_result_says(url, question, status, output, error):
+def test_a_call_ends_with_the_status_of_its_result(url, question, status, output, error):
     (item,) = [item for item in output_of(url, input=question) if item["type"] == "mcp_call"]
     assert (item["status"], item["output"]) == (status, output)
     assert (item["error"] or {}).get("content") == error
@@ -193,56 +193,56 @@ def test_a_failure_while_a_tool_runs_leaves_its_call_incomplete(url, caplog):
 
 
 def test_a_run_that_is_cancelled_leaves_its_call_incomplete(client):
-    begun = client.responses.create(input="wait", background=True)
-    for event in client.responses.retrieve(begun.id, stream=True):
+    started = client.responses.create(input="wait", background=True)
+    for event in client.responses.retrieve(started.id, stream=True):
         if event.type == "response.mcp_call_arguments.done":
             break
-    cancelled = client.responses.cancel(begun.id)
+    cancelled = client.responses.cancel(started.id)
     assert cancelled.status == "cancelled"
     assert [(item.type, item.status) for item in cancelled.output] == [
         ("message", "completed"),
         ("mcp_call", "incomplete"),
     ]
-    events = [event.to_dict() for event in client.responses.retrieve(begun.id, stream=True)]
-    assert check_stream(events) == client.responses.retrieve(begun.id).to_dict()
+    events = [event.to_dict() for event in client.responses.retrieve(started.id, stream=True)]
+    assert check_stream(events) == client.responses.retrieve(started.id).to_dict()
 
 
 ITEM = "response.output_item"
-GROWING = "response.function_call_arguments"
+ARGUMENTS = "response.function_call_arguments"
 
 
 @pytest.mark.parametrize("output_first", [False, True])
-def test_a_call_that_grows_beside_a_message_keeps_its_place(output_first):
-    assembler = HostedCalls(
+def test_a_call_streamed_alongside_a_message_keeps_its_index(output_first):
+    assembler = McpCalls(
         ResponseAssembler(parse_request("agent/v1/responses", {"input": "Hi"})), []
     )
     message = {"type": "message", "id": "m", "content": []}
-    begun = {**call("multiply"), "id": "f"}
+    started = {**call("multiply"), "id": "f"}
     ended = [
-        {"type": f"{ITEM}.done", "output_index": 1, "item": {**begun, "arguments": '{"a":1}'}},
+        {"type": f"{ITEM}.done", "output_index": 1, "item": {**started, "arguments": '{"a":1}'}},
         {"type": f"{ITEM}.done", "item": result("multiply", "391")},
     ]
-    said = [
+    chunks = [
         {"type": f"{ITEM}.added", "output_index": 0, "item": message},
-        {"type": f"{ITEM}.added", "output_index": 1, "item": {**begun, "arguments": ""}},
-        {"type": f"{GROWING}.delta", "output_index": 1, "item_id": "f", "delta": '{"a"'},
-        {"type": f"{GROWING}.delta", "output_index": 1, "item_id": "f", "delta": ":1}"},
+        {"type": f"{ITEM}.added", "output_index": 1, "item": {**started, "arguments": ""}},
+        {"type": f"{ARGUMENTS}.delta", "output_index": 1, "item_id": "f", "delta": '{"a"'},
+        {"type": f"{ARGUMENTS}.delta", "output_index": 1, "item_id": "f", "delta": ":1}"},
         *(reversed(ended) if output_first else ended),
         {"type": "response.output_text.delta", "item_id": "m", "delta": "Hi"},
         {"type": f"{ITEM}.done", "output_index": 0, "item": {**message, "content": "Hi"}},
         "More",
     ]
-    events = [*assembler.start(), *(event for one in said for event in assembler.add(one))]
+    events = [*assembler.start(), *(event for chunk in chunks for event in assembler.add(chunk))]
     final = check_stream([*events, *assembler.finish()])
     assert kinds(final["output"]) == ["message", "mcp_call", "message"]
     assert final["output"][1]["arguments"] == '{"a":1}'
     assert final == assembler.body
 
 
-# What is kept ----------------------------------------------------------------------------------
+# What is stored ----------------------------------------------------------------------------------
 
 
-def test_what_is_stored_is_what_was_told(client, url):
+def test_the_stored_response_is_the_one_that_was_sent(client, url):
     events = stream(url, input="one")
     final = events[-1]["response"]
     stored = f"{url}/v1/responses/{final['id']}"
@@ -253,15 +253,15 @@ def test_what_is_stored_is_what_was_told(client, url):
         assert [item.type for item in helper.get_final_response().output] == kinds(final["output"])
 
 
-def test_a_background_run_is_told_in_the_same_way(client):
-    begun = client.responses.create(input="one", background=True)
-    events = [event.to_dict() for event in client.responses.retrieve(begun.id, stream=True)]
+def test_a_background_run_has_the_same_items(client):
+    started = client.responses.create(input="one", background=True)
+    events = [event.to_dict() for event in client.responses.retrieve(started.id, stream=True)]
     final = check_stream(events)
     assert kinds(final["output"]) == ["message", "mcp_call", "message"]
-    assert client.responses.retrieve(begun.id).to_dict() == final
+    assert client.responses.retrieve(started.id).to_dict() == final
 
 
-def test_the_in_process_client_is_told_in_the_same_way(tmp_path):
+def test_the_in_process_client_gets_the_same_items(tmp_path):
     server = make_server(AGENT_KIT_STORE_URL="none")
 
     async def ask_twice() -> list[list[str]]:
@@ -269,21 +269,21 @@ def test_the_in_process_client_is_told_in_the_same_way(tmp_path):
             plain = await client.responses.create(input="one")
             async with client.responses.stream(model="any", input="one") as helper:
                 final = await helper.get_final_response()
-        return [[item.type for item in answer.output] for answer in (plain, final)]
+        return [[item.type for item in each.output] for each in (plain, final)]
 
     assert asyncio.run(ask_twice()) == [["message", "mcp_call", "message"]] * 2
 
 
 @pytest.mark.parametrize("store", [True, False])
-def test_a_websocket_is_told_and_continues_in_the_same_way(client, store):
+def test_a_websocket_gets_the_same_items_and_continues_them(client, store):
     with client.responses.connect() as connection:
         final = _ask_socket(connection, input="one", store=store)
         assert kinds(final["output"]) == ["message", "mcp_call", "message"]
-        asked = {"previous_response_id": final["id"], "store": store}
-        text = _ask_socket(connection, input="items", **asked)["output"][0]["content"][0]["text"]
-    given = [item.get("type", "message") for item in json.loads(text)]
+        chain = {"previous_response_id": final["id"], "store": store}
+        text = _ask_socket(connection, input="items", **chain)["output"][0]["content"][0]["text"]
+    received = [item.get("type", "message") for item in json.loads(text)]
     pair = ["function_call", "function_call_output"]
-    assert given == ["message", "message", *pair, "message", "message"]
+    assert received == ["message", "message", *pair, "message", "message"]
 
 
 def _ask_socket(connection: Any, **body: Any) -> dict[str, Any]:
@@ -296,7 +296,7 @@ def _ask_socket(connection: Any, **body: Any) -> dict[str, Any]:
     return dict(check_stream(events))
 
 
-# What the agent is given -----------------------------------------------------------------------
+# What the agent gets -------------------------------------------------------------------------
 
 
 def pair_in(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -309,8 +309,9 @@ PAIR = [call("multiply", '{"a": 17}'), result("multiply", "391")]
 @pytest.mark.parametrize("path", ["/v1/responses", "/invocations"])
 def test_a_chain_gives_the_agent_a_call_and_its_output(url, path):
     first = ask(url, input="one")
-    assert pair_in(told(url, path=path, input="items", previous_response_id=first["id"])) == PAIR
-    chained = ask(url, input="items", previous_response_id=first["id"])
+    chain = {"input": "items", "previous_response_id": first["id"]}
+    assert pair_in(agent_input(url, path=path, **chain)) == PAIR
+    chained = ask(url, **chain)
     items = httpx2.get(f"{url}/v1/responses/{chained['id']}/input_items?order=asc").json()["data"]
     assert kinds(items) == ["message", "message", "mcp_call", "message", "message"]
     assert items[2] == first["output"][1]
@@ -319,11 +320,11 @@ def test_a_chain_gives_the_agent_a_call_and_its_output(url, path):
 def test_a_conversation_gives_the_agent_a_call_and_its_output(client, url):
     conversation = client.conversations.create().id
     first = ask(url, input="one", conversation=conversation)
-    assert pair_in(told(url, input="items", conversation=conversation)) == PAIR
-    kept = client.conversations.items.retrieve(
+    assert pair_in(agent_input(url, input="items", conversation=conversation)) == PAIR
+    stored = client.conversations.items.retrieve(
         first["output"][1]["id"], conversation_id=conversation
     )
-    assert kept.type == "mcp_call"
+    assert stored.type == "mcp_call"
 
 
 @pytest.mark.parametrize("dropped", [(), ("call_id",), ("call_id", "id")])
@@ -331,8 +332,8 @@ def test_a_history_gives_the_agent_a_call_and_its_output(url, dropped):
     question = {"role": "user", "content": "one"}
     first = ask(url, input=[question], store=False)["output"]
     sent = [{name: item[name] for name in item if name not in dropped} for item in first]
-    asked = {"role": "user", "content": "items"}
-    call, output = pair_in(told(url, input=[question, *sent, asked], store=False))
+    prompt = {"role": "user", "content": "items"}
+    call, output = pair_in(agent_input(url, input=[question, *sent, prompt], store=False))
     assert call["call_id"] == output["call_id"]
     assert {**call, "call_id": ""} == {**PAIR[0], "call_id": ""}
     assert output["output"] == "391"
@@ -343,41 +344,43 @@ def test_a_history_gives_the_agent_a_call_and_its_output(url, dropped):
 def test_a_reference_gives_the_agent_a_call_and_its_output(url):
     item = ask(url, input="one")["output"][1]
     reference = {"type": "item_reference", "id": item["id"]}
-    assert pair_in(told(url, input=[reference, {"role": "user", "content": "items"}])) == PAIR
+    prompt = {"role": "user", "content": "items"}
+    assert pair_in(agent_input(url, input=[reference, prompt])) == PAIR
 
 
-def test_a_call_without_an_end_gives_the_agent_a_result_that_says_so(url):
+def test_an_unfinished_call_gives_the_agent_an_output_that_states_so(url):
     first = ask(url, input="lost")
-    _, output = pair_in(told(url, input="items", previous_response_id=first["id"]))
+    _, output = pair_in(agent_input(url, input="items", previous_response_id=first["id"]))
     assert output["output"] == "The call was not finished."
     late = {"role": "user", "content": "items"}
     answered = {"input": [result("multiply", "391"), late], "previous_response_id": first["id"]}
-    assert pair_in(told(url, **answered)) == [call("multiply"), result("multiply", "391")]
+    assert pair_in(agent_input(url, **answered)) == [call("multiply"), result("multiply", "391")]
 
 
-def test_a_failed_call_gives_the_agent_what_went_wrong(url):
+def test_a_failed_call_gives_the_agent_its_error(url):
     first = ask(url, input="failed")
-    _, output = pair_in(told(url, input="items", previous_response_id=first["id"]))
+    _, output = pair_in(agent_input(url, input="items", previous_response_id=first["id"]))
     assert output == result("multiply", "no such number")
 
 
-def test_a_call_of_another_server_stays_what_it_is(url):
-    foreign = {"type": "mcp_call", "id": "mcp_1", "server_label": "deepwiki", "name": "ask"}
-    foreign |= {"arguments": "{}", "output": "It is a wiki."}
-    assert pair_in(told(url, input=[foreign, {"role": "user", "content": "items"}])) == [foreign]
-    assert expand_hosted_calls([foreign]) == [foreign]
+def test_a_call_of_another_server_is_unchanged(url):
+    external = {"type": "mcp_call", "id": "mcp_1", "server_label": "deepwiki", "name": "ask"}
+    external |= {"arguments": "{}", "output": "It is a wiki."}
+    prompt = {"role": "user", "content": "items"}
+    assert pair_in(agent_input(url, input=[external, prompt])) == [external]
+    assert expand_mcp_calls([external]) == [external]
 
 
-def test_a_shorter_context_tells_of_the_call(url):
+def test_a_compacted_context_contains_the_call(url):
     first = ask(url, input="one")["id"]
     compact = ask(url, "/v1/responses/compact", model="any", previous_response_id=first)["output"]
-    asked = {"role": "user", "content": "items"}
-    summary = told(url, input=[*compact, asked])[1]["content"]
+    prompt = {"role": "user", "content": "items"}
+    summary = agent_input(url, input=[*compact, prompt])[1]["content"]
     assert "called multiply" in summary
     assert "result: 391" in summary
 
 
-# Agents that speak another form ----------------------------------------------------------------
+# Agents of another task type ------------------------------------------------------------------
 
 CHAT_CALL = {"id": "call_mul", "type": "function", "function": {"name": "mul", "arguments": "{}"}}
 MESSAGES = [
@@ -387,13 +390,13 @@ MESSAGES = [
 ]
 
 
-def test_a_chat_agent_behind_the_responses_api_is_told_in_the_same_way():
+def test_a_chat_agent_with_clients_of_the_responses_api_has_the_same_items():
     server = make_server("agent/v2/chat")
-    given: list[list[dict[str, Any]]] = []
+    received: list[list[dict[str, Any]]] = []
 
     @server.stream()
     def answer(request: Any) -> Iterator[Any]:
-        given.append(request.messages)
+        received.append(request.messages)
         yield from ({"delta": message} for message in MESSAGES)
 
     with server.serve() as url:
@@ -401,6 +404,6 @@ def test_a_chat_agent_behind_the_responses_api_is_told_in_the_same_way():
         ask(url, input="items", previous_response_id=first["id"])
     item, _ = first["output"]
     assert (item["type"], item["name"], item["output"]) == ("mcp_call", "mul", "391")
-    _, called, answered, *_ = given[1]
+    _, called, answered, *_ = received[1]
     assert called["tool_calls"] == [CHAT_CALL]
     assert (answered["tool_call_id"], answered["content"]) == ("call_mul", "391")

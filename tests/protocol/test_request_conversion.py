@@ -1,4 +1,4 @@
-"""A request in another protocol: what both can say stays the same, the rest is a clear 400."""
+"""Requests in another protocol: what both support is converted, the rest is a 400."""
 
 import copy
 import functools
@@ -78,13 +78,13 @@ PARAMETERS = [
 
 
 @pytest.mark.parametrize(("name", "value", "expected"), PARAMETERS)
-def test_a_chat_parameter_reaches_an_agent_of_the_responses_api(name, value, expected):
+def test_a_chat_parameter_is_converted_to_the_responses_api(name, value, expected):
     payload = chat_to_responses(chat(**{name: value})).payload()
     assert {key: payload.get(key) for key in expected} == expected
 
 
 @pytest.mark.parametrize(("name", "value", "expected"), PARAMETERS)
-def test_a_chat_parameter_comes_back_from_the_responses_api(name, value, expected):
+def test_a_chat_parameter_survives_the_conversion_there_and_back(name, value, expected):
     given_request = chat(**{name: value})
     again = responses_to_chat(chat_to_responses(given_request))
     if name == "max_tokens":
@@ -93,7 +93,7 @@ def test_a_chat_parameter_comes_back_from_the_responses_api(name, value, expecte
         assert again.payload()[name] == given_request.payload()[name]
 
 
-def test_tools_their_choice_and_the_form_of_the_answer_are_said_both_ways():
+def test_tools_their_choice_and_the_response_format_are_converted_both_ways():
     choice = {"type": "function", "function": {"name": "search"}}
     request = chat(tools=[SEARCH, SQL], tool_choice=choice, response_format=FORMAT)
     converted = chat_to_responses(request)
@@ -109,7 +109,7 @@ def test_tools_their_choice_and_the_form_of_the_answer_are_said_both_ways():
 @pytest.mark.parametrize(
     "choice", ["none", "required", {"type": "allowed_tools", "allowed_tools": ALLOWED}]
 )
-def test_a_choice_of_tools_is_said_both_ways(choice):
+def test_a_tool_choice_is_converted_both_ways(choice):
     request = chat(tools=[SEARCH], tool_choice=choice)
     assert responses_to_chat(chat_to_responses(request)).tool_choice == choice
 
@@ -126,7 +126,7 @@ def test_a_choice_of_tools_is_said_both_ways(choice):
         ("function_call", "auto"),
     ],
 )
-def test_what_the_responses_api_cannot_say_is_refused_by_name(name, value):
+def test_a_parameter_without_a_counterpart_in_the_responses_api_is_refused_by_name(name, value):
     with pytest.raises(RequestError) as caught:
         chat_to_responses(chat(**{name: value}))
     assert (caught.value.status, caught.value.param) == (400, name)
@@ -144,7 +144,7 @@ def test_what_the_responses_api_cannot_say_is_refused_by_name(name, value):
         ("context_management", [{"type": "compaction"}]),
     ],
 )
-def test_what_chat_completions_cannot_say_is_refused_by_name(name, value):
+def test_a_parameter_without_a_counterpart_in_chat_completions_is_refused_by_name(name, value):
     with pytest.raises(RequestError) as caught:
         responses_to_chat(responses(**{name: value}))
     assert (caught.value.param or "").startswith(name)
@@ -164,13 +164,13 @@ def test_what_chat_completions_cannot_say_is_refused_by_name(name, value):
     ],
     ids=["tools", "format", "image", "custom"],
 )
-def test_what_a_chat_agent_cannot_be_told_is_refused_by_name(fields):
+def test_a_parameter_that_a_chat_agent_does_not_support_is_refused_by_name(fields):
     with pytest.raises(RequestError) as caught:
         responses_to_agent(responses(**fields))
     assert (caught.value.param or "").startswith(next(iter(fields)))
 
 
-def test_a_parameter_at_its_default_is_no_wish():
+def test_a_parameter_with_its_default_is_not_refused():
     explicit = {
         "tool_choice": "auto",
         "tools": [],
@@ -183,20 +183,20 @@ def test_a_parameter_at_its_default_is_no_wish():
     assert responses_to_chat(responses(**explicit)).messages == [USER]
 
 
-def test_what_tunes_a_model_reaches_a_chat_agent_as_a_field_more():
+def test_model_parameters_reach_a_chat_agent_as_additional_fields():
     request = responses(temperature=0.5, max_output_tokens=7, stop=["x"], model="m", user="ada")
-    told = responses_to_agent(request).payload()
-    assert told["temperature"] == 0.5
-    assert told["max_output_tokens"] == 7
-    assert (told["stop"], told["model"]) == (["x"], "m")
-    assert told["context"] == {"user_id": "ada"}
+    converted = responses_to_agent(request).payload()
+    assert converted["temperature"] == 0.5
+    assert converted["max_output_tokens"] == 7
+    assert (converted["stop"], converted["model"]) == (["x"], "m")
+    assert converted["context"] == {"user_id": "ada"}
 
 
 def test_the_context_of_a_request_reaches_a_chat_agent():
     context = {"conversation_id": "c1", "user_id": "eve"}
-    told = responses_to_agent(responses(context=context, custom_inputs={"a": 1}, user="ada"))
-    assert told.payload()["context"] == context
-    assert told.custom_inputs == {"a": 1}
+    converted = responses_to_agent(responses(context=context, custom_inputs={"a": 1}, user="ada"))
+    assert converted.payload()["context"] == context
+    assert converted.custom_inputs == {"a": 1}
 
 
 # Messages and items ----------------------------------------------------------------------------
@@ -228,7 +228,7 @@ HISTORY: list[dict[str, Any]] = [
 ]
 
 
-def test_a_history_with_tools_images_and_files_is_said_both_ways():
+def test_a_history_with_tools_images_and_files_is_converted_both_ways():
     converted = chat_to_responses(chat(messages=HISTORY))
     kinds = [item.get("type", item.get("role")) for item in converted.input]
     assert kinds == [
@@ -250,14 +250,14 @@ def test_a_history_with_tools_images_and_files_is_said_both_ways():
     assert responses_to_chat(converted).messages == HISTORY
 
 
-def test_instructions_are_a_system_message_in_chat():
+def test_instructions_become_a_system_message_in_chat():
     converted = responses_to_chat(responses(instructions="Be brief."))
     assert converted.messages == [{"role": "system", "content": "Be brief."}, USER]
 
 
-def test_the_texts_of_a_chat_agent_are_joined_and_tools_are_named():
-    told = responses_to_agent(chat_to_responses(chat(messages=[HISTORY[0], USER]))).messages
-    assert told == [HISTORY[0], USER]
+def test_a_chat_agent_gets_joined_texts_and_the_names_of_tools():
+    converted = responses_to_agent(chat_to_responses(chat(messages=[HISTORY[0], USER]))).messages
+    assert converted == [HISTORY[0], USER]
     items = [
         {"role": "user", "content": [{"type": "input_text", "text": text} for text in "ab"]},
         {"type": "function_call", "call_id": "c1", "name": "search", "arguments": "{}"},
@@ -272,19 +272,19 @@ def test_the_texts_of_a_chat_agent_are_joined_and_tools_are_named():
     assert last["content"] == "No."
 
 
-def test_thoughts_among_the_parts_of_a_message_become_an_item():
-    thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]}
-    parts = [thought, {"type": "text", "text": "Yes"}]
+def test_reasoning_among_the_parts_of_a_message_becomes_an_item():
+    reasoning = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]}
+    parts = [reasoning, {"type": "text", "text": "Yes"}]
     converted = chat_to_responses(chat(messages=[{"role": "assistant", "content": parts}, USER]))
-    assert converted.input[0] == thought
+    assert converted.input[0] == reasoning
     assert converted.input[1]["content"] == [{"type": "output_text", "text": "Yes"}]
     assert responses_to_chat(converted).messages[0]["reasoning_content"] == "Hm."
 
 
-def test_a_thought_that_led_nowhere_has_no_message():
-    thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]}
+def test_reasoning_without_text_or_call_has_no_message():
+    reasoning = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]}
     silent = {"type": "reasoning", "summary": [], "encrypted_content": "x"}
-    assert responses_to_chat(responses(input=[silent, thought, USER])).messages == [USER]
+    assert responses_to_chat(responses(input=[silent, reasoning, USER])).messages == [USER]
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_a_thought_that_led_nowhere_has_no_message():
         {"role": "function", "name": "old", "content": "391"},
     ],
 )
-def test_a_message_that_has_no_item_is_refused_by_its_place(message):
+def test_a_message_without_a_counterpart_is_refused_with_its_path(message):
     with pytest.raises(RequestError) as caught:
         chat_to_responses(chat(messages=[USER, message]))
     assert (caught.value.param or "").startswith("messages[1]")
@@ -310,15 +310,15 @@ def test_a_message_that_has_no_item_is_refused_by_its_place(message):
         {"role": "user", "content": [{"type": "input_file", "file_url": "https://a.b/c"}]},
     ],
 )
-def test_an_item_that_has_no_message_is_refused_by_its_place(item):
+def test_an_item_without_a_counterpart_is_refused_with_its_path(item):
     with pytest.raises(RequestError) as caught:
         responses_to_chat(responses(input=[USER, item]))
     assert (caught.value.param or "").startswith("input[1]")
 
 
 texts = st.text(min_size=1, max_size=6)
-spoken = st.sampled_from(["user", "system", "developer", "assistant"])
-plain_messages = st.builds(lambda role, text: [{"role": role, "content": text}], spoken, texts)
+roles = st.sampled_from(["user", "system", "developer", "assistant"])
+plain_messages = st.builds(lambda role, text: [{"role": role, "content": text}], roles, texts)
 exchanges = st.builds(
     lambda number, text: [
         {
@@ -341,14 +341,14 @@ exchanges = st.builds(
 
 @settings(max_examples=50, deadline=None)
 @given(turns=st.lists(st.one_of(plain_messages, exchanges), min_size=1, max_size=6))
-def test_any_history_survives_the_way_there_and_back(turns):
+def test_any_history_survives_the_conversion_there_and_back(turns):
     messages = [message for turn in turns for message in turn]
     again = responses_to_chat(chat_to_responses(chat(messages=messages))).messages
     assert _flat(again) == _flat(messages)
 
 
 def _flat(messages: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    """What is said and called, in order; a text and the calls after it may share a message."""
+    """The texts and calls in order; a text and the calls after it may share a message."""
     flat: list[tuple[Any, ...]] = []
     for message in messages:
         if message.get("content"):
@@ -357,7 +357,7 @@ def _flat(messages: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     return flat
 
 
-# Whatever a body says, it is converted or refused -----------------------------------------------
+# Any body is converted or refused ------------------------------------------------------------
 
 CHAT_BODY = {
     "messages": HISTORY,
@@ -394,17 +394,17 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("agent", TASKS)
-@pytest.mark.parametrize("face", BODIES)
+@pytest.mark.parametrize("task", BODIES)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_a_body_with_a_wrong_value_anywhere_is_converted_or_refused(face, agent, data):
-    body = copy.deepcopy(BODIES[face])
-    *way, last = data.draw(st.sampled_from(_places(body)))
-    place = functools.reduce(lambda node, step: node[step], way, body)
+def test_a_body_with_a_wrong_value_anywhere_is_converted_or_refused(task, agent, data):
+    body = copy.deepcopy(BODIES[task])
+    *parents, last = data.draw(st.sampled_from(_places(body)))
+    place = functools.reduce(lambda node, step: node[step], parents, body)
     place[last] = copy.deepcopy(data.draw(st.sampled_from(WRONG)))
     refused = None
     try:
-        request, assembler = make_assembler(face, agent, parse_request(face, body))
+        request, assembler = make_assembler(task, agent, parse_request(task, body))
     except RequestError as error:
         refused = error
     if refused:
