@@ -1,14 +1,13 @@
-"""The sandbox holds, speaks Python, keeps its limits and leaves nothing behind."""
+"""The sandbox refuses attacks, runs Python, enforces its limits and leaves nothing behind."""
 
 import asyncio
 import json
 import logging
 import os
-import platform
-import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -23,18 +22,16 @@ from agent_kit import sandbox
 from agent_kit.sandbox import (
     Limits,
     SandboxUnavailable,
+    process,
     run_python,
     run_python_async,
     sandbox_engine,
 )
-from agent_kit.sandbox import process as jail
-from agent_kit.sandbox import syscalls as seccomp
-from agent_kit.sandbox.child import decode, run
 
 LOCKED = ("landlock", "bubblewrap")
 ENDLESS = "while True:\n    pass"
-# setpriv still has root's powers when it starts a program; `env` starts the next without them
-AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "env")
+# setpriv has root's capabilities until it starts a program; `env` starts the next without them.
+AS_USER = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "env")
 
 
 def usable(engine: str) -> str:
@@ -48,7 +45,7 @@ def usable(engine: str) -> str:
 
 
 def children(pid: int | None = None) -> set[int]:
-    """The children of a process, those that are dead and not yet reaped included."""
+    """The children of a process, including those that are dead but not reaped."""
     tasks = Path(f"/proc/{pid or os.getpid()}/task").glob("*/children")
     return {int(child) for task in tasks for child in task.read_text().split()}
 
@@ -57,8 +54,8 @@ def alive(pids: set[int]) -> set[int]:
     return {pid for pid in pids if (status := _status(pid)) and "State:\tZ" not in status}
 
 
-def until(condition: Callable[[], object], seconds: float = 60) -> bool:
-    """Wait for something that happens in another process."""
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> bool:
+    """Wait for an event in another process."""
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -79,30 +76,33 @@ def test_an_attack_achieves_nothing(name, engine, world):
 
 @pytest.mark.parametrize("engine", LOCKED)
 @pytest.mark.parametrize("name", sandbox_cases.LANGUAGE)
-def test_python_is_spoken(name, engine):
-    assert sandbox_cases.speak(name, usable(engine)) == []
+def test_python_programs_run(name, engine):
+    assert sandbox_cases.run_language_case(name, usable(engine)) == []
 
 
 @pytest.mark.parametrize("engine", LOCKED)
-def test_an_ordinary_user_is_as_safe(engine, tmp_path):
+def test_an_ordinary_user_is_as_safe(engine):
     usable(engine)
     if os.getuid():
         pytest.skip("the other tests run as an ordinary user already")
     python = _python_for_everyone()
-    project = Path(sandbox_cases.__file__).parent
-    copy = tmp_path / "copy"
-    shutil.copytree(project, copy / "support", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(Path(sandbox.__file__).parents[1], copy / "agent_kit")
-    for folder in [*tmp_path.parents[:-2], tmp_path, *copy.rglob("*")]:
-        folder.chmod(folder.stat().st_mode | 0o055)
-    done = subprocess.run(
-        [*AS_NOBODY, python, "-B", str(copy / "support" / "sandbox_cases.py"), engine],
-        env={"PYTHONPATH": str(copy), "PATH": os.environ["PATH"]},
-        cwd="/",
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    # Not in pytest's folder, which another run of pytest closes to other users.
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        (copy / "support").mkdir()
+        for path in Path(sandbox_cases.__file__).parent.glob("sandbox_*"):
+            shutil.copy(path, copy / "support")
+        shutil.copytree(Path(sandbox.__file__).parents[1], copy / "agent_kit")
+        for path in [copy, *copy.rglob("*")]:
+            path.chmod(path.stat().st_mode | 0o055)
+        done = subprocess.run(
+            [*AS_USER, python, "-B", str(copy / "support" / "sandbox_cases.py"), engine],
+            env={"PYTHONPATH": str(copy), "PATH": os.environ["PATH"]},
+            cwd="/",
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["failed"] == {}
@@ -115,15 +115,15 @@ def _python_for_everyone() -> str:
     require_command("setpriv")
     question = "import sys; sys.exit(sys.version_info < (3, 11))"
     for python in (os.path.realpath(sys.executable), "/usr/bin/python3", "/usr/local/bin/python3"):
-        command = [*AS_NOBODY, python, "-c", question]
+        command = [*AS_USER, python, "-c", question]
         if subprocess.run(command, capture_output=True, cwd="/").returncode == 0:
             return python
     require(None, "Python 3.11 that an ordinary user can start")
     raise AssertionError
 
 
-def test_each_limit_ends_the_program(subtests_engine):
-    engine = subtests_engine
+def test_each_limit_ends_the_program(each_engine):
+    engine = each_engine
     short = Limits(cpu_seconds=1, wall_seconds=1.5)
     computing = run_python(ENDLESS, Limits(cpu_seconds=1, wall_seconds=20), engine=engine)
     assert computing.timed_out
@@ -136,13 +136,13 @@ def test_each_limit_ends_the_program(subtests_engine):
     assert flooding.truncated
     assert len(flooding.stdout) == Limits().output_bytes
     assert "65,536 bytes" in flooding.text
-    hungry = run_python("kept = []\nwhile True:\n    kept.append('x' * 10_000_000)", engine=engine)
+    hungry = run_python("rows = []\nwhile True:\n    rows.append('x' * 10_000_000)", engine=engine)
     assert "MemoryError" in hungry.stderr
     assert hungry.exit_code == 1
 
 
 @pytest.fixture(params=[*LOCKED, "monty"])
-def subtests_engine(request) -> str:
+def each_engine(request) -> str:
     return usable(request.param)
 
 
@@ -164,7 +164,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_harms_only_itself(name):
+def test_a_bomb_affects_only_itself(name):
     program, flag = BOMBS[name]
     before = children()
     limits = Limits(cpu_seconds=1, wall_seconds=4)
@@ -176,7 +176,7 @@ def test_a_bomb_harms_only_itself(name):
     assert children() <= before
 
 
-def test_output_up_to_the_limit_is_whole():
+def test_output_up_to_the_limit_is_complete():
     limits = Limits(output_bytes=1000)
     exact = run_python("print('x' * 999)", limits)
     assert (len(exact.stdout), exact.truncated) == (1000, False)
@@ -185,13 +185,13 @@ def test_output_up_to_the_limit_is_whole():
     assert above.stdout.startswith("ééé")
 
 
-def test_a_failure_is_told_with_its_line():
+def test_the_traceback_of_a_failure_shows_its_line():
     execution = run_python("def f(x):\n    return x / 0\n\nprint('before')\nf(1)")
     assert execution.stdout == "before\n"
     assert 'File "main.py", line 5, in <module>\n    f(1)' in execution.stderr
     assert "line 2, in f\n    return x / 0" in execution.stderr
     assert execution.text.endswith("ZeroDivisionError: division by zero")
-    assert "lockdown" not in execution.stderr
+    assert "lock_and_run" not in execution.stderr
     syntax = run_python("x = 1\nprint(x")
     assert 'File "main.py", line 2' in syntax.stderr
     assert "SyntaxError" in syntax.stderr
@@ -204,35 +204,9 @@ def test_the_text_is_never_empty():
     assert both.text == "one\ntwo"
 
 
-def test_half_a_character_does_not_break_it():
+def test_a_lone_surrogate_is_escaped():
     assert run_python("print(ascii('\ud800'))").stdout == "'\\ud800'\n"
     assert run_python("print(chr(0xd800))").stdout == "\\ud800\n"
-
-
-@pytest.mark.parametrize(
-    ("source", "decoded"),
-    [
-        (r"print(1)\nprint(2)", "print(1)\nprint(2)"),
-        (r"s = 'ü世'\nprint(s)", "s = 'ü世'\nprint(s)"),
-        (r"print('a\nb')", r"print('a\nb')"),
-        ("def broken(:", "def broken(:"),
-        ("\\N{", "\\N{"),
-    ],
-)
-def test_only_a_program_escaped_too_often_is_decoded(source, decoded):
-    assert decode(source) == decoded
-
-
-def test_the_program_runs_as_main(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
-    monkeypatch.setattr(sys, "argv", [])
-    assert run("import sys\nprint(__name__, sys.argv)") == 0
-    assert run("raise RuntimeError('no')") == 1
-    with pytest.raises(SystemExit):
-        run("raise SystemExit(3)")
-    captured = capsys.readouterr()
-    assert captured.out == "__main__ ['main.py']\n"
-    assert 'File "main.py", line 1, in <module>\n    raise RuntimeError' in captured.err
 
 
 def test_many_threads_at_once():
@@ -252,7 +226,7 @@ def test_many_threads_at_once():
 
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
 @pytest.mark.parametrize("engine", ["landlock", "monty"])
-def test_the_event_loop_goes_on_turning(loop_factory, engine):
+def test_the_event_loop_stays_responsive(loop_factory, engine):
     usable(engine)
 
     async def main() -> tuple[list, int]:
@@ -284,12 +258,12 @@ def test_cancelling_kills_the_child_at_once(engine):
     async def main() -> float:
         before = children()
         task = asyncio.create_task(run_python_async(ENDLESS, engine=engine))
-        await asyncio.to_thread(until, lambda: children() != before)
+        await asyncio.to_thread(wait_until, lambda: children() != before)
         started = time.monotonic()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert until(lambda: not alive(children() - before))
+        assert wait_until(lambda: not alive(children() - before))
         assert engine == "monty" or children() <= before  # Monty reaps a little later
         return time.monotonic() - started
 
@@ -303,14 +277,14 @@ def test_the_wall_clock_also_ends_an_asynchronous_run():
     assert execution.seconds < 5
 
 
-def test_runs_wait_for_their_turn(monkeypatch):
+def test_runs_wait_in_a_queue(monkeypatch):
     usable("landlock")
-    run_python("print(0)")  # an engine is tried in a child of its own, before its first use
-    monkeypatch.setattr(sandbox, "_gate", sandbox._Gate(1))
+    run_python("print(0)")  # the first use tests the engine in another child
+    monkeypatch.setattr(sandbox, "_queue", sandbox._Queue(1))
 
     async def main() -> None:
         first = asyncio.create_task(run_python_async("import time\ntime.sleep(30)"))
-        await asyncio.to_thread(until, children)
+        await asyncio.to_thread(wait_until, children)
         waiting = [asyncio.create_task(run_python_async("print(1)")) for _ in range(3)]
         _, pending = await asyncio.wait(waiting, timeout=0.3)
         assert len(pending) == 3
@@ -321,7 +295,7 @@ def test_runs_wait_for_their_turn(monkeypatch):
         assert [task.result().stdout for task in waiting[1:]] == ["1\n", "1\n"]
 
     asyncio.run(main())
-    assert run_python("print(2)").stdout == "2\n"  # its place was given back
+    assert run_python("print(2)").stdout == "2\n"  # its place was released
 
 
 def test_nothing_is_left_behind():
@@ -359,12 +333,12 @@ def test_the_child_dies_with_its_parent():
             child.update(children(parent.pid))
             return any(_is_locked(pid) for pid in child)
 
-        assert until(program_runs)
+        assert wait_until(program_runs)
         (pid,) = [pid for pid in child if _is_locked(pid)]
     finally:
         parent.kill()
         parent.wait()
-    assert until(lambda: not _is_locked(pid))
+    assert wait_until(lambda: not _is_locked(pid))
 
 
 def _status(pid: int) -> str:
@@ -380,7 +354,7 @@ def _is_locked(pid: int) -> bool:
 
 @pytest.fixture
 def fresh_engines():
-    """Let the engines be tried anew, and again afterwards."""
+    """Test the engines again, now and after the test."""
     caches = (sandbox._fault, sandbox.sandbox_engine)
     for cache in caches:
         cache.cache_clear()
@@ -394,10 +368,10 @@ def fresh_engines():
     [b"", b"\x06\x00\x00\x00\x00\x00\xff\x7f" * 2],
     ids=["no filter", "a filter that allows everything"],
 )
-def test_a_lock_that_does_not_hold_is_not_used(broken, fresh_engines, monkeypatch, caplog):
+def test_an_engine_that_restricts_nothing_is_not_used(broken, fresh_engines, monkeypatch, caplog):
     usable("landlock")
     sandbox._fault.cache_clear()
-    monkeypatch.setattr(jail, "system_call_filter", lambda: broken)
+    monkeypatch.setattr(process, "system_call_filter", lambda: broken)
     with caplog.at_level(logging.WARNING):
         assert sandbox_engine() == "monty"
     assert "fallback interpreter" in caplog.text
@@ -411,7 +385,7 @@ def test_without_landlock_the_program_is_not_run(fresh_engines, monkeypatch):
     harmless = compile(
         "def lock_and_run(policy, source):\n    raise OSError('no lock')", "x", "exec"
     )
-    monkeypatch.setattr(jail, "_lockdown", lambda: harmless)
+    monkeypatch.setattr(process, "_child_code", lambda: harmless)
     with pytest.raises(SandboxUnavailable, match="OSError: no lock"):
         sandbox._run("landlock", "print('ran')", Limits())
 
@@ -424,7 +398,7 @@ def test_with_no_engine_nothing_is_run(monkeypatch, fresh_engines):
         asyncio.run(run_python_async("print(1)"))
 
 
-def test_off_linux_the_fallback_answers(monkeypatch, fresh_engines):
+def test_off_linux_the_fallback_is_used(monkeypatch, fresh_engines):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert sandbox._fault("landlock") == "it needs Linux"
 
@@ -433,13 +407,13 @@ def test_off_linux_the_fallback_answers(monkeypatch, fresh_engines):
     "program",
     ["import statistics", "class A(list):\n    pass", "import sys\nsys.exit()", "import enum"],
 )
-def test_the_fallback_says_what_it_cannot_do(program):
+def test_the_fallback_reports_what_it_does_not_support(program):
     execution = run_python(program, engine="monty")
     assert execution.exit_code == 1
     assert "unsupported in the fallback interpreter" in execution.text
 
 
-def test_the_fallback_tells_mistakes_as_they_are():
+def test_the_fallback_reports_errors_of_the_program():
     execution = run_python("print('one')\n1 / 0", engine="monty")
     assert execution.text.endswith("ZeroDivisionError: division by zero")
     assert 'File "main.py", line 2' in execution.stderr
@@ -450,81 +424,11 @@ def test_the_fallback_tells_mistakes_as_they_are():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: run_python(b"print(1)"), TypeError, "code must be a text, not bytes"),
-        (lambda: run_python("1", engine="docker"), ValueError, "there are bubblewrap, landlock"),
+        (lambda: run_python(b"print(1)"), TypeError, "code must be a str, not bytes"),
+        (lambda: run_python("1", engine="docker"), ValueError, "use one of bubblewrap, landlock"),
         (lambda: Limits(cpu_seconds=0), ValueError, "cpu_seconds must be more than 0"),
-        (lambda: seccomp.system_call_filter("vax"), NotImplementedError, "'vax'"),
     ],
 )
-def test_wrong_use_is_told(call, error, message):
+def test_wrong_arguments_raise(call, error, message):
     with pytest.raises(error, match=message):
         call()
-
-
-HEADERS = {
-    "x86_64": Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"),
-    "aarch64": Path("/usr/include/asm-generic/unistd.h"),
-}
-
-
-@pytest.mark.parametrize("machine", HEADERS)
-def test_the_numbers_are_the_kernels(machine):
-    require(HEADERS[machine].exists(), "kernel headers (linux-libc-dev)")
-    pattern = r"#define __NR(?:3264)?_(\w+)\s+(\d+)"
-    known = dict(re.findall(pattern, HEADERS[machine].read_text()))
-    known["newfstatat"] = known.get("newfstatat", known.get("fstatat"))
-    column = sandbox_cases.COLUMNS[machine]
-    for name, numbers in {**seccomp._NUMBERS, **sandbox_cases._NUMBERS}.items():
-        number = numbers[column]
-        if name in known or number is None:
-            assert known.get(name) == (None if number is None else str(number)), name
-
-
-def test_no_forbidden_call_is_on_the_list():
-    assert not set(seccomp._NUMBERS) & set(sandbox_cases._NUMBERS)
-
-
-def test_the_filter_reads_the_right_words():
-    """Follow the filter by hand for a few calls, as the kernel would."""
-    column = sandbox_cases.COLUMN
-    numbers = {name: both[column] for name, both in seccomp._NUMBERS.items()}
-    machine = platform.machine()
-    here = seccomp._MACHINES[machine][1]
-    allow, refuse, kill = 0x7FFF0000, 0x00050001, 0x80000000
-    cases = [
-        (numbers["read"], here, (), allow),
-        (numbers["read"], 0x40000003, (), kill),
-        (numbers["read"] + 0x40000000, here, (), refuse),
-        (numbers["openat"], here, (0, 0, os.O_RDONLY | os.O_CLOEXEC), allow),
-        (numbers["openat"], here, (0, 0, os.O_WRONLY), refuse),
-        (numbers["openat"], here, (0, 0, os.O_PATH), refuse),
-        (numbers["sendto"], here, (0, 0, 0, 0, 0), allow),
-        (numbers["sendto"], here, (0, 0, 0, 0, 1 << 32), refuse),
-        (numbers["prlimit64"], here, (0, 7, 0), allow),
-        (numbers["prlimit64"], here, (0, 7, 1 << 40), refuse),
-        (numbers["socketpair"], here, (1, 1 | 0o2000000), allow),
-        (numbers["socketpair"], here, (1, 2), refuse),
-        (numbers["fcntl"], here, (1, 8), refuse),
-    ]
-    for number, architecture, arguments, verdict in cases:
-        assert _follow(number, architecture, arguments) == verdict, (number, arguments)
-
-
-def _follow(number: int, architecture: int, arguments: tuple[int, ...]) -> int:
-    import struct
-
-    words = (*arguments, *[0] * (6 - len(arguments)))
-    data = struct.pack("=IIQ6Q", number, architecture, 0, *words)
-    program = list(struct.iter_unpack("=HBBI", seccomp.system_call_filter()))
-    position = accumulator = 0
-    while True:
-        code, if_true, if_false, value = program[position]
-        position += 1
-        if code == 0x20:
-            (accumulator,) = struct.unpack_from("=I", data, value)
-        elif code == 0x54:
-            accumulator &= value
-        elif code == 0x15:
-            position += if_true if accumulator == value else if_false
-        else:
-            return value

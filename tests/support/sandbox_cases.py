@@ -1,7 +1,7 @@
-"""Programs that the sandbox must run, those that it must survive, and the world that they attack.
+"""Programs that the sandbox must run, attacks that it must refuse, and the host that they attack.
 
-Standard library only, because an ordinary user's Python runs this file, too, and has no pytest:
-`python sandbox_cases.py ENGINE` prints what went wrong as JSON.
+Standard library only, because the Python of an ordinary user also runs this file, without pytest:
+`python sandbox_cases.py ENGINE` prints the failures as JSON.
 """
 
 import json
@@ -21,13 +21,13 @@ from agent_kit.sandbox import Execution, Limits, run_python
 from agent_kit.sandbox.syscalls import _NUMBERS as ALLOWED
 
 HERE = Path(__file__).resolve().parent
-SECRET = "a-secret-that-nobody-may-read"
+SECRET = "a-secret-that-no-program-may-read"
 COLUMNS = {"x86_64": 0, "aarch64": 1}
 COLUMN = COLUMNS.get(platform.machine(), 0)
 
 
 def _cases(name: str) -> dict[str, str]:
-    """Read a file of cases: their names and what stands below them."""
+    """Read a file of cases: their names and their programs."""
     _, *parts = re.split(r"^### (.*)\n", (HERE / name).read_text(), flags=re.MULTILINE)
     return {title: body.rstrip("\n") for title, body in zip(parts[::2], parts[1::2], strict=True)}
 
@@ -37,7 +37,7 @@ LANGUAGE = {
 }
 ATTACKS = _cases("sandbox_attacks.txt")
 
-# What stands in front of each attack.
+# The start of each attack.
 _PRELUDE = """
 import ctypes, errno, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -47,13 +47,13 @@ def system(name, *arguments):
     ctypes.set_errno(0)
     return libc.syscall(ctypes.c_long(NUMBERS[name]), *words)
 def attempt(what, function, *arguments):
-    "A forbidden thing that works is an escape."
+    "A forbidden operation that succeeds is an escape."
     try:
         result = function(*arguments)
     except (OSError, RuntimeError, ImportError, AttributeError, ValueError) as error:
-        return print("held:", what, type(error).__name__)
+        return print("refused:", what, type(error).__name__)
     if isinstance(result, int) and result == -1:
-        return print("held:", what, errno.errorcode.get(ctypes.get_errno()))
+        return print("refused:", what, errno.errorcode.get(ctypes.get_errno()))
     print("ESCAPED:", what, repr(result)[:200])
 def attempt_system(name, *arguments):
     attempt(name, system, name, *arguments)
@@ -92,7 +92,7 @@ _NUMBERS = {  # (x86-64, 64-bit ARM) of calls that must be refused
 
 @dataclass(frozen=True)
 class World:
-    """What there is to attack on the host."""
+    """What an attack finds on the host."""
 
     folder: Path
     victim: Path
@@ -100,7 +100,7 @@ class World:
     before: tuple
 
     def look(self) -> tuple:
-        """Everything about the victim and its neighbours that an attack could change."""
+        """All facts about the files that an attack could change."""
         facts = [
             (path.name, path.read_bytes() if path.is_file() else b"", os.lstat(path)[:7],
              os.lstat(path).st_mtime_ns, os.listxattr(path, follow_symlinks=False))
@@ -129,7 +129,7 @@ class World:
         return program
 
     def damage(self) -> list[str]:
-        """What is not as it was."""
+        """What an attack has changed."""
         found = [] if self.look() == self.before else [f"files changed: {self.look()}"]
         for listener in self.listeners:
             with suppress(BlockingIOError):
@@ -142,7 +142,7 @@ class World:
 
 @contextmanager
 def world() -> Iterator[World]:
-    """Build something to attack, and take it down again."""
+    """Create files and listeners to attack, and remove them afterwards."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         victim = folder / "victim.txt"
@@ -160,7 +160,7 @@ def world() -> Iterator[World]:
 
 
 def attack(name: str, engine: str, world: World) -> tuple[Execution, list[str]]:
-    """Run one attack; return what it printed and everything that it achieved."""
+    """Run one attack; return its result and everything that it achieved."""
     execution = run_python(world.program(ATTACKS[name]), Limits(wall_seconds=30), engine=engine)
     text = execution.text
     found = [line for line in text.splitlines() if "ESCAPED" in line or SECRET in line]
@@ -171,16 +171,16 @@ def attack(name: str, engine: str, world: World) -> tuple[Execution, list[str]]:
 
 def _ran_to_its_end(name: str, execution: Execution) -> bool:
     if name == "another processor's numbers" and platform.machine() == "x86_64":
-        return execution.exit_code == -31 and "held: so far" in execution.stdout  # SIGSYS
+        return execution.exit_code == -31 and "refused: so far" in execution.stdout  # SIGSYS
     return "THE END" in execution.stdout
 
 
-def speak(name: str, engine: str) -> list[str]:
-    """Run one language case; return what is wrong with its output."""
+def run_language_case(name: str, engine: str) -> list[str]:
+    """Run one language case; return its output if that is wrong."""
     program, expected = LANGUAGE[name]
     execution = run_python(program, engine=engine)
-    right = execution.stdout.rstrip("\n") == expected and not execution.stderr
-    return [] if right and execution.exit_code == 0 else [execution.text]
+    correct = execution.stdout.rstrip("\n") == expected and not execution.stderr
+    return [] if correct and execution.exit_code == 0 else [execution.text]
 
 
 def main(engine: str) -> None:
@@ -188,7 +188,7 @@ def main(engine: str) -> None:
     failures = {}
     with world() as target:
         failures |= {name: attack(name, engine, target)[1] for name in ATTACKS}
-    failures |= {name: speak(name, engine) for name in LANGUAGE}
+    failures |= {name: run_language_case(name, engine) for name in LANGUAGE}
     failed = {name: found for name, found in failures.items() if found}
     print(json.dumps({"user": os.getuid(), "cases": len(failures), "failed": failed}))
 

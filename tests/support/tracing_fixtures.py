@@ -1,4 +1,4 @@
-"""Fixtures of the tests that store traces in MLflow: a project with a store that is ready."""
+"""Fixtures of the tests that store traces in MLflow: a project with a prepared store."""
 
 import shutil
 from collections.abc import Iterator
@@ -8,13 +8,13 @@ import pytest
 
 from agent_kit.settings import Settings, load_settings
 from agent_kit.tracing import close_tracing
-from agent_kit.tracing.drain import DrainKeeper
+from agent_kit.tracing.drain import DrainSupervisor
 from agent_kit.tracing.mlflow_setup import open_experiment
 
 
 @pytest.fixture(scope="session")
 def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow store with all its tables and nothing in it, which takes seconds to make."""
+    """An empty MLflow store with all its tables, whose creation takes seconds."""
     project = tmp_path_factory.mktemp("mlflow")
     open_experiment(load_settings(project, environ={}))
     return project / "mlflow.db"
@@ -22,7 +22,7 @@ def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(tmp_path: Path, mlflow_database: Path) -> Iterator[Settings]:
-    """A project of its own; at the end nothing of its tracing may be left."""
+    """A new project; at the end its drain must have ended."""
     shutil.copy(mlflow_database, tmp_path)
     (tmp_path / "settings.ini").touch()
     yield load_settings(tmp_path, environ={})
@@ -31,6 +31,6 @@ def project(tmp_path: Path, mlflow_database: Path) -> Iterator[Settings]:
 
 @pytest.fixture
 def settings(project: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """A project whose spool is drained in this process, by `stored_trace`, which saves seconds."""
-    monkeypatch.setattr(DrainKeeper, "check", lambda self: None)
+    """A new project without a drain; `stored_trace` stores its spool in this process."""
+    monkeypatch.setattr(DrainSupervisor, "check", lambda self: None)
     return project

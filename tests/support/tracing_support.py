@@ -1,5 +1,6 @@
-"""What the tests of tracing share, besides the fixtures in `tracing_fixtures.py`."""
+"""Helpers of the tests of tracing, besides the fixtures in `tracing_fixtures.py`."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -10,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 from support.environment import free_port
 
 from agent_kit.settings import Settings, load_settings
-from agent_kit.tracing import close_tracing
+from agent_kit.tracing import close_tracing, start_trace
 from agent_kit.tracing.drain import Drain
 from agent_kit.tracing.mlflow_setup import open_experiment
 
@@ -30,6 +32,35 @@ def change(settings: Settings, **values: object) -> Settings:
     )
 
 
+def traced(settings: Settings, inputs: object = "question", **result: object) -> str:
+    """Trace a request without steps; return the trace's id."""
+    trace = start_trace("agent", inputs=inputs, settings=settings)
+    with trace.activate():
+        pass
+    trace.finish(**result)  # type: ignore[arg-type]
+    return trace.trace_id
+
+
+def drains(settings: Settings) -> list[psutil.Process]:
+    """The processes that drain the spool of a project."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        command = " ".join(process.info["cmdline"] or [])
+        same_project = process.info["cwd"] == str(settings.project_dir)
+        if same_project and "agent_kit.tracing.drain" in command:
+            found.append(process)
+    return found
+
+
+@contextmanager
+def no_drain(settings: Settings) -> Iterator[None]:
+    """Hold the lock of the drain, so that no process starts one, which saves seconds."""
+    settings.mlflow.spool_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (settings.mlflow.spool_dir / "drain.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def drain_here(settings: Settings) -> None:
     """Store everything in the spool, in this process."""
     close_tracing(timeout=0)
@@ -37,7 +68,7 @@ def drain_here(settings: Settings) -> None:
 
 
 def stored_trace(settings: Settings, trace_id: str) -> "Trace":
-    """A trace from MLflow's store; what is in the spool is stored here and now."""
+    """A trace from MLflow's store, after the spool is stored in this process."""
     from mlflow import MlflowClient
 
     drain_here(settings)
@@ -61,7 +92,7 @@ def tree(spans: "list[Span]") -> set[tuple[str, str | None]]:
 def run_script(
     settings: Settings, code: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python code as a process of the project, with what the scripts of these tests need."""
+    """Run Python code as a process of the project, with the imports of these scripts."""
     head = "import asyncio, os, signal, sys, threading, time\nfrom agent_kit.tracing import *\n"
     return subprocess.run(
         [sys.executable, "-c", head + code],
@@ -74,10 +105,10 @@ def run_script(
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
-    """Wait for something to become true; fail when it takes longer."""
+    """Wait until a condition is true; fail after some seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it takes too long"
+        assert time.monotonic() < deadline, f"not true after {seconds} s"
         time.sleep(0.05)
 
 
@@ -85,7 +116,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
 def serving(
     settings: Settings, agent: str, **environment: str
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Serve an agent of the project from a process of its own; give the URL and the process."""
+    """Serve an agent of the project from a separate process; yield the URL and the process."""
     folder, port = settings.project_dir, free_port()
     (folder / "my_agent.py").write_text(agent)
     (folder / "settings.ini").write_text("[server]\napp = my_agent:app\n")
@@ -97,14 +128,14 @@ def serving(
     )
     url = f"http://127.0.0.1:{port}"
     try:
-        wait_until(lambda: _answers(f"{url}/ready"))
+        wait_until(lambda: _responds(f"{url}/ready"))
         yield url, server
     finally:
         server.terminate()
         server.wait(60)
 
 
-def _answers(url: str) -> bool:
+def _responds(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=5):
             return True

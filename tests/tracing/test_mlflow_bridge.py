@@ -1,4 +1,4 @@
-"""What an agent does with MLflow belongs to the trace of its request, whenever MLflow comes."""
+"""Spans of MLflow belong to the trace of their request, whenever MLflow is imported."""
 
 import json
 import urllib.request
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from support.model_stand_in import ModelStandIn
-from support.tracing_support import drain_here, serving, stored_trace, stored_traces, tree
+from support.tracing_support import drain_here, no_drain, serving, stored_trace, stored_traces, tree
 
 from agent_kit.settings import Settings
 
@@ -15,7 +15,7 @@ pytest_plugins = ["support.tracing_fixtures"]
 
 AGENT = """
 import asyncio
-{at_start}
+{at_top}
 from agent_kit.server import create_server
 from agent_kit.tracing import span
 
@@ -34,7 +34,7 @@ def work(name):
         plan.set_inputs({{"name": name}})
         with span("tool"):
             look_up("Oslo")
-    mlflow.update_current_trace(tags={{"who": name}})
+    mlflow.update_current_trace(tags={{"author": name}})
     return name
 """
 HANDLERS = {
@@ -61,41 +61,41 @@ def answer(request):
     yield work(request.custom_inputs["name"])
 """,
 }
-IMPORTS = {"at the start": "import mlflow", "in the handler": ""}
+IMPORTS = {"at the top": "import mlflow", "in the handler": ""}
 EXPECTED = {("agent", None), ("plan", "agent"), ("tool", "plan"), ("look_up", "tool")}
 
 
-def ask(url: str, **body: Any) -> str:
-    """Ask the agent; return the id of the trace."""
+def send(url: str, **body: Any) -> str:
+    """Send a request to the agent; return the id of its trace."""
     request = urllib.request.Request(
         f"{url}/invocations",
         json.dumps({"input": "Hello", **body}).encode(),
         {"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        answer.read()
-        return answer.headers["x-mlflow-trace-id"]
+    with urllib.request.urlopen(request, timeout=60) as response:
+        response.read()
+        return response.headers["x-mlflow-trace-id"]
 
 
 @pytest.mark.parametrize(
     ("handler", "imported"),
-    [(handler, "in the handler") for handler in HANDLERS] + [("sync", "at the start")],
+    [(handler, "in the handler") for handler in HANDLERS] + [("sync", "at the top")],
 )
-def test_no_span_of_mlflow_is_lost(project: Settings, handler: str, imported: str) -> None:
-    """Six requests at once, of which the first ones meet MLflow while it is being imported."""
-    agent = AGENT.format(at_start=IMPORTS[imported]) + HANDLERS[handler]
+def test_spans_of_mlflow_are_in_the_trace(project: Settings, handler: str, imported: str) -> None:
+    """Six requests at once, the first of them while MLflow is being imported."""
+    agent = AGENT.format(at_top=IMPORTS[imported]) + HANDLERS[handler]
     bodies = [
         {"custom_inputs": {"name": f"n{number}"}, "stream": number % 2 == 0} for number in range(6)
     ]
-    with serving(project, agent) as (url, _), ThreadPoolExecutor(6) as threads:
-        traces = list(threads.map(lambda body: ask(url, **body), bodies))
+    with no_drain(project), serving(project, agent) as (url, _), ThreadPoolExecutor(6) as threads:
+        traces = list(threads.map(lambda body: send(url, **body), bodies))
     drain_here(project)
     for body, trace_id in zip(bodies, traces, strict=True):
         trace = stored_trace(project, trace_id)
         assert tree(trace.data.spans) == EXPECTED
         plan = next(found for found in trace.data.spans if found.name == "plan")
         assert plan.inputs == body["custom_inputs"]
-        assert trace.info.tags["who"] == body["custom_inputs"]["name"]
+        assert trace.info.tags["author"] == body["custom_inputs"]["name"]
     assert len(stored_traces(project)) == len(traces), "a span became a trace of its own"
 
 
@@ -111,20 +111,21 @@ app = create_server().app
 @stream()
 async def answer(request):
     async with AsyncOpenAI() as client:
-        words = await client.chat.completions.create(
+        chunks = await client.chat.completions.create(
             model="any",
             messages=[{"role": "user", "content": "Hello"}],
             stream=True,
             stream_options={"include_usage": True},
         )
-        async for chunk in words:
+        async for chunk in chunks:
             yield chunk.choices[0].delta.content or "" if chunk.choices else ""
 """
 
 
-def test_calls_that_mlflow_logs_by_itself_are_in_the_trace(project: Settings) -> None:
+def test_calls_that_mlflow_traces_automatically_are_in_the_trace(project: Settings) -> None:
     with (
         ModelStandIn(["It rains."]) as model,
+        no_drain(project),
         serving(
             project,
             AUTOLOG,
@@ -132,11 +133,11 @@ def test_calls_that_mlflow_logs_by_itself_are_in_the_trace(project: Settings) ->
             OPENAI_API_KEY="sk-0123456789abcdefghij",
         ) as (url, _),
     ):
-        trace_id = ask(url)
+        trace_id = send(url)
     trace = stored_trace(project, trace_id)
     children = [found for found in trace.data.spans if found.parent_id]
     assert [found.span_type for found in children] == ["CHAT_MODEL"]
     assert "It rains." in json.dumps(children[0].outputs)
     usage = trace.info.token_usage or {}
-    assert usage.get("total_tokens") == 15, "the agent told of none, MLflow's span did"
+    assert usage.get("total_tokens") == 15, "the agent reported none, MLflow's span did"
     assert "sk-0123456789" not in json.dumps(trace.to_dict())

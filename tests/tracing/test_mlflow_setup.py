@@ -1,4 +1,4 @@
-"""MLflow's store, experiment and version of a project, from several processes at once too."""
+"""MLflow's store, experiment and version of a project, also from several processes at once."""
 
 import json
 import os
@@ -30,10 +30,12 @@ print(json.dumps([model.name, model.model_id, seen[0], trace.trace_id]))
 """
 
 
-def start(settings: Settings, *, register: bool = True, tracing: str = "false", **environment: str):
-    """Start a process of the project that calls `setup_mlflow` and makes a request's trace.
+def set_up(
+    settings: Settings, *, register: bool = True, tracing: str = "false", **environment: str
+):
+    """Run a process of the project that calls `setup_mlflow` and traces a request.
 
-    Return the name and id of its version, the id another thread sees, and the trace's id.
+    Return the name and id of its version, the id in another thread, and the trace's id.
     """
     done = run_script(
         settings, START.format(register=register), AGENT_KIT_MLFLOW_TRACING=tracing, **environment
@@ -54,24 +56,24 @@ def commit(project: Path) -> str:
     return found
 
 
-def test_workers_share_a_version_that_is_registered_once_a_commit(project: Settings) -> None:
+def test_workers_share_a_version_that_is_registered_once_per_commit(project: Settings) -> None:
     from mlflow import MlflowClient
 
     folder = project.project_dir
     (folder / "settings.ini").write_text(f"[mlflow]\nmodel_name = {NAME}\n")
     first = commit(folder)
-    # Both find a store without tables, which MLflow itself makes without a lock.
+    # Both find a store without tables, which MLflow itself creates without a lock.
     (folder / "mlflow.db").unlink()
     with ThreadPoolExecutor(2) as pool:
-        one = pool.submit(start, project, tracing="true")
-        other = pool.submit(start, project)
+        one = pool.submit(set_up, project, tracing="true")
+        other = pool.submit(set_up, project)
         workers = [one.result(), other.result()]
     assert {name for name, *_ in workers} == {f"local-git-{first[:8]}"}
     version = workers[0][1]
     assert all(ids[:2] == [version, version] for _, *ids in workers)
 
     second = commit(folder)
-    name, newer, *_ = start(project)
+    name, newer, *_ = set_up(project)
     assert (name, newer != version) == (f"local-git-{second[:8]}", True)
     client = MlflowClient(project.mlflow.tracking_uri)
     registered = client.search_model_versions(f"name = '{NAME}'")
@@ -83,7 +85,7 @@ def test_workers_share_a_version_that_is_registered_once_a_commit(project: Setti
 
 
 def test_a_machine_without_git(project: Settings) -> None:
-    name, version, seen, _ = start(project, register=False, PATH="/nonexistent")
+    name, version, seen, _ = set_up(project, register=False, PATH="/nonexistent")
     assert name == "local-no-git"
     assert seen == version
 
@@ -103,14 +105,14 @@ def test_the_commit_and_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert version_name("f" * 40) == "tea-git-ffffffff"
 
 
-def test_to_register_needs_a_name(tmp_path: Path) -> None:
+def test_registering_needs_a_name(tmp_path: Path) -> None:
     (tmp_path / "settings.ini").touch()
     with pytest.raises(SettingsError, match=r"model_name = catalog\.schema\.model"):
         setup_mlflow(register_model_to_uc=True)
-    assert os.listdir(tmp_path) == ["settings.ini"], "nothing was begun"
+    assert os.listdir(tmp_path) == ["settings.ini"], "something was created"
 
 
-def test_an_experiment_is_made_once_and_found_by_name_or_id(settings: Settings) -> None:
+def test_an_experiment_is_created_once_and_found_by_name_or_id(settings: Settings) -> None:
     named = change(settings, experiment="tea")
     with ThreadPoolExecutor(4) as pool:
         ids = set(pool.map(lambda _: open_experiment(named), range(4)))

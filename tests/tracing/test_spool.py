@@ -1,4 +1,4 @@
-"""The spool: what was appended is read, whoever dies, and never more than fits."""
+"""The spool: appended records are read, whatever process is killed, and its size is limited."""
 
 import os
 import subprocess
@@ -42,7 +42,7 @@ def read_all(reader: SpoolReader) -> list[bytes]:
     return records
 
 
-# --- what is appended is read
+# --- reading
 
 
 def test_records_are_read_in_the_order_they_were_appended(spool: Spool) -> None:
@@ -52,15 +52,15 @@ def test_records_are_read_in_the_order_they_were_appended(spool: Spool) -> None:
 
 
 @given(records=st.lists(st.binary(max_size=200).filter(lambda data: b"\n" not in data)))
-def test_any_bytes_but_line_breaks_are_carried(
+def test_any_bytes_without_line_breaks_are_supported(
     tmp_path_factory: pytest.TempPathFactory, records: list[bytes]
 ) -> None:
     with closing(Spool(tmp_path_factory.mktemp("spool"), max_bytes=4_000)) as spool:
-        taken = [record for record in records if spool.append(record)]
-        assert read_all(SpoolReader(spool.directory)) == taken
+        accepted = [record for record in records if spool.append(record)]
+        assert read_all(SpoolReader(spool.directory)) == accepted
 
 
-def test_a_batch_comes_again_until_it_is_committed(spool: Spool) -> None:
+def test_a_batch_is_read_again_until_it_is_committed(spool: Spool) -> None:
     spool.append(b"one")
     spool.append(b"two")
     reader = SpoolReader(spool.directory)
@@ -70,7 +70,7 @@ def test_a_batch_comes_again_until_it_is_committed(spool: Spool) -> None:
     assert reader.read().records == [b"two"]
 
 
-def test_a_new_reader_goes_on_where_the_last_one_was(spool: Spool) -> None:
+def test_a_new_reader_continues_at_the_offsets_of_the_last_one(spool: Spool) -> None:
     spool.append(b"one")
     first = SpoolReader(spool.directory)
     first.commit(first.read())
@@ -104,10 +104,10 @@ def test_one_reader_gets_what_several_processes_write(spool: Spool) -> None:
     assert sorted(read_all(SpoolReader(spool.directory))) == [b"mine", b"theirs"]
 
 
-# --- whoever dies
+# --- killed writers
 
 
-def test_a_killed_writer_has_lost_nothing(tmp_path: Path) -> None:
+def test_a_killed_writer_loses_nothing(tmp_path: Path) -> None:
     code = (
         "for n in range(500): spool.append(b'record %d' % n)\nos.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -117,18 +117,18 @@ def test_a_killed_writer_has_lost_nothing(tmp_path: Path) -> None:
     assert list_segments(tmp_path) == []
 
 
-def test_half_a_record_is_skipped_and_counted(tmp_path: Path) -> None:
+def test_an_incomplete_record_is_skipped_and_counted(tmp_path: Path) -> None:
     run_python("spool.append(b'whole')", tmp_path)
     (segment,) = list_segments(tmp_path)
     with segment.open("ab") as file:
         file.write(b"half a rec")
     reader = SpoolReader(tmp_path)
     assert read_all(reader) == [b"whole"]
-    reader.tidy()
+    reader.delete_finished()
     assert (list_segments(tmp_path), reader.torn) == ([], 1)
 
 
-def test_a_segment_is_locked_as_long_as_its_writer_lives(spool: Spool) -> None:
+def test_a_segment_is_locked_while_its_writer_is_alive(spool: Spool) -> None:
     spool.append(b"record")
     (segment,) = list_segments(spool.directory)
     reader = SpoolReader(spool.directory)
@@ -137,7 +137,7 @@ def test_a_segment_is_locked_as_long_as_its_writer_lives(spool: Spool) -> None:
     assert is_locked(segment)
     assert reader.has_writers()
     spool.close()
-    reader.tidy()
+    reader.delete_finished()
     assert not segment.exists()
     assert not reader.has_writers()
 
@@ -149,7 +149,7 @@ def test_a_closed_spool_can_be_used_again(spool: Spool) -> None:
     assert read_all(SpoolReader(spool.directory)) == [b"one", b"two"]
 
 
-# --- never more than fits
+# --- the limit
 
 
 def test_a_full_spool_refuses_and_counts(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_full_spool_refuses_and_counts(tmp_path: Path) -> None:
         assert len(read_all(SpoolReader(tmp_path))) == spool.appended
 
 
-def test_a_spool_takes_records_again_after_it_was_read(
+def test_a_full_spool_accepts_records_after_it_was_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = 1000.0
@@ -173,12 +173,12 @@ def test_a_spool_takes_records_again_after_it_was_read(
         while spool.append(b"x" * 999):
             pass
         read_all(SpoolReader(tmp_path))
-        assert not spool.append(b"too soon: it is looked at once a second")
+        assert not spool.append(b"too early: it is checked once a second")
         clock += 2
         assert spool.append(b"now")
 
 
-def test_full_segments_go_while_their_writer_lives(tmp_path: Path) -> None:
+def test_full_segments_are_deleted_while_their_writer_is_alive(tmp_path: Path) -> None:
     with closing(Spool(tmp_path, max_bytes=32_000)) as spool:
         reader = SpoolReader(tmp_path)
         for number in range(200):
@@ -187,7 +187,7 @@ def test_full_segments_go_while_their_writer_lives(tmp_path: Path) -> None:
         assert len(list_segments(tmp_path)) == 1
 
 
-def test_a_full_disk_leaves_no_half_records(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_incomplete_records(tmp_path: Path) -> None:
     code = """
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (5_500, 5_500))
@@ -198,30 +198,30 @@ print(spool.appended, spool.dropped)
     assert read_all(SpoolReader(tmp_path)) == [b"%d" % number * 999 for number in range(5)]
 
 
-def test_a_folder_that_cannot_be_used_costs_records_and_nothing_else(tmp_path: Path) -> None:
+def test_an_unusable_folder_drops_records_without_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     spool = Spool(tmp_path / "file" / "spool", max_bytes=1_000_000)
     assert not spool.append(b"record")
     assert spool.dropped == 1
 
 
-def test_a_folder_deleted_under_a_writer_is_made_again(spool: Spool) -> None:
+def test_a_folder_that_is_deleted_is_created_again(spool: Spool) -> None:
     spool.append(b"lost")
     for path in spool.directory.iterdir():
         path.unlink()
     spool.directory.rmdir()
-    assert spool.append(b"kept")
-    assert read_all(SpoolReader(spool.directory)) == [b"kept"]
+    assert spool.append(b"stored")
+    assert read_all(SpoolReader(spool.directory)) == [b"stored"]
 
 
-def test_traces_are_for_their_owner_alone(spool: Spool) -> None:
+def test_only_the_owner_can_read_traces(spool: Spool) -> None:
     spool.append(b"record")
     (segment,) = list_segments(spool.directory)
     assert segment.stat().st_mode & 0o777 == 0o600
     assert spool.directory.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_folder_that_does_not_exist_is_an_empty_spool(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_empty_spool(tmp_path: Path) -> None:
     reader = SpoolReader(tmp_path / "nothing")
     assert reader.read().records == []
     assert not reader.has_writers()
