@@ -1,4 +1,4 @@
-"""A model in this process: it loads, streams, keeps to its grammars, and stops."""
+"""A model in this process: loading, streaming, grammars and stopping."""
 
 import asyncio
 import json
@@ -69,7 +69,7 @@ def test_it_loads_once_and_streams(path):
     assert len(local_model._servers) == 1
 
 
-def test_a_question_becomes_a_program_and_its_output_the_answer(path):
+def test_a_prompt_becomes_a_program_and_its_output_the_response(path):
     calm = {"tools": [TOOL], "parameters": {"temperature": 0.0}}
     events = ask(path, QUESTION, **calm)
     call = events[0]["item"]
@@ -81,7 +81,7 @@ def test_a_question_becomes_a_program_and_its_output_the_answer(path):
     assert "42" in answer.removeprefix(PROGRAM)
 
 
-def test_a_program_that_failed_is_written_once_more(path):
+def test_a_failed_program_is_written_once_more(path):
     calm = {"tools": [TOOL], "tool_choice": "required", "parameters": {"temperature": 0.0}}
     first = ask(path, QUESTION, **calm)[0]["item"]
     failed = [first, output(first, "Traceback …\nNameError: name 'x' is not defined")]
@@ -91,7 +91,7 @@ def test_a_program_that_failed_is_written_once_more(path):
     assert text(ask(path, QUESTION, *failed, *again, **calm)).startswith(PROGRAM)
 
 
-def test_other_tools_are_the_models_own_affair(path):
+def test_other_tools_are_passed_to_the_model(path):
     other = TOOL | {"name": "other"}
     calm = {"parameters": {"temperature": 0.0}}
     assert text(ask(path, QUESTION, tools=[other, TOOL], **calm)) == PROGRAM
@@ -118,27 +118,27 @@ def test_closing_stops_an_endless_model(tmp_path, path):
     assert events[-1]["response"]["incomplete_details"] == {"reason": "max_output_tokens"}
 
 
-def test_nobody_else_may_use_it(path):
+def test_the_server_requires_its_key(path):
     import httpx2
 
     ask(path, QUESTION, parameters={"temperature": 0.0, "max_output_tokens": 1})
-    url = local_model._address(path)
+    url = local_model._base_url(path)
     body = {"messages": [QUESTION]}
     assert httpx2.post(f"{url}/chat/completions", json=body).status_code == 401
 
 
-def test_without_weights_it_says_what_is_missing(tmp_path):
+def test_missing_weights_are_reported(tmp_path):
     with pytest.raises(ModelError, match=r"no file nothing\.gguf"):
         ask(tmp_path / "nothing.gguf", QUESTION)
 
 
-def test_what_is_no_model_is_refused(path):
+def test_a_file_that_is_not_a_model_is_refused(path):
     path.write_bytes(b"no GGUF at all")
     with pytest.raises(ModelError, match="cannot be loaded"):
         ask(path, QUESTION)
 
 
-def test_without_the_extra_it_says_how_to_get_it(path, monkeypatch):
+def test_the_missing_extra_is_reported(path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "xllamacpp", None)
     with pytest.raises(ModelError, match="uv sync --extra local"):
         ask(path, QUESTION)

@@ -1,4 +1,4 @@
-"""The model made of rules: what it asks for, what it answers, what it admits."""
+"""The model of fixed rules: its tool calls, responses and explanation."""
 
 import asyncio
 
@@ -26,7 +26,7 @@ def printed(call, text):
     return {"type": "function_call_output", "call_id": call["call_id"], "output": text}
 
 
-def test_a_call_then_the_answer():
+def test_a_call_then_the_response():
     (call,), text = answer(QUESTION, tools=[TOOL])
     assert call["name"] == "python_exec"
     assert not text
@@ -41,13 +41,13 @@ def test_an_output_in_parts_is_read_too():
     assert "391" in answer(QUESTION, call, output, tools=[TOOL])[1]
 
 
-def test_a_second_question_is_computed_anew():
+def test_a_repeated_question_is_computed_again():
     (call,), _ = answer(QUESTION, tools=[TOOL])
     calls, _ = answer(QUESTION, call, printed(call, "391"), QUESTION, tools=[TOOL])
     assert len(calls) == 1
 
 
-def test_another_program_in_the_turn_is_not_the_answer():
+def test_the_output_of_another_program_is_ignored():
     other = {"type": "function_call", "call_id": "call_1", "name": "python_exec"}
     strange = other | {"arguments": "{not JSON"}
     calls, _ = answer(QUESTION, strange, printed(other, "nonsense"), tools=[TOOL])
@@ -71,7 +71,7 @@ def test_a_tool_that_may_not_be_called_is_not(more):
 
 
 @pytest.mark.parametrize("items", [[], [{"role": "user", "content": "Write me a poem."}]])
-def test_what_no_rule_knows_is_admitted(items):
+def test_a_prompt_without_a_rule_is_explained(items):
     calls, text = answer(*items, tools=[TOOL])
     assert not calls
     assert "no language model" in text

@@ -6,9 +6,8 @@ import pytest
 from support.environment import default_agent
 from support.model_stand_in import ModelStandIn, Refusal, Turn
 
-from agent_kit.models import create_model
-from agent_kit.models.interface import ModelError, ModelRequest, ScriptedModel
-from agent_kit.models.replay import RecordedModel, Recording, request_key, use_recording
+from agent_kit.models import ModelError, ModelRequest, ScriptedModel, create_model, use_recording
+from agent_kit.models.replay import RecordableModel, Recording, request_key
 from agent_kit.settings import load_settings
 
 KEY = "sk-test-0123456789abcdef0123456789"
@@ -47,8 +46,8 @@ def replay(path, *requests):
 
 def test_events_replay_exactly_without_the_service(path):
     turn = Turn("Let me see.", reasoning="A product.", calls=[("add", {"a": 1})])
-    said = record(path, [turn, "It is 391."], question(), question("And 18*23?"))
-    assert replay(path, question(), question("And 18*23?")) == said
+    recorded = record(path, [turn, "It is 391."], question(), question("And 18*23?"))
+    assert replay(path, question(), question("And 18*23?")) == recorded
 
 
 def test_errors_replay_too(path):
@@ -61,24 +60,26 @@ def test_errors_replay_too(path):
     assert replayed.value.status == 429
 
 
-def test_a_failure_after_the_first_words_replays_with_them(path):
+def test_an_error_after_the_first_words_replays_with_them(path):
     model = ScriptedModel([["Some words ", ModelError("Broken.", 502)]])
 
     async def collect(recorded):
-        said = []
+        received = []
         try:
             async for event in recorded.stream(question()):
-                said.append(event["delta"])
+                received.append(event["delta"])
         except ModelError as error:
-            said.append(str(error))
-        return said
+            received.append(str(error))
+        return received
 
-    for mode, asked in (("new", model), ("replay", None)):
-        recorded = RecordedModel(Recording(path, mode), asked)
-        assert asyncio.run(collect(recorded)) == ["Some ", "words ", "Broken."]
+    for mode in ("new", "replay"):
+        with use_recording(path, mode=mode):
+            events = asyncio.run(collect(RecordableModel(model)))
+        assert events == ["Some ", "words ", "Broken."]
+    assert len(model.requests) == 1
 
 
-def test_an_unrecorded_request_is_refused_with_the_way_to_record_it(path):
+def test_an_unrecorded_request_is_refused_with_instructions(path):
     with pytest.raises(ModelError, match="AGENT_KIT_RECORD=1") as caught, use_recording(path):
         ask(question(f"My key is {KEY}, what is 17*23?"))
     assert caught.value.code == "not_recorded"
@@ -88,13 +89,13 @@ def test_an_unrecorded_request_is_refused_with_the_way_to_record_it(path):
 
 
 def test_secrets_stay_out_of_the_file(path):
-    asked = question(f"My key is {KEY}.")
-    record(path, [f"Your key is {KEY}!"], asked)
+    request = question(f"My key is {KEY}.")
+    record(path, [f"Your key is {KEY}!"], request)
     assert KEY not in path.read_text()
-    assert replay(path, asked)
+    assert replay(path, request)
 
 
-def test_what_nobody_asked_for_is_reported_and_dropped(path):
+def test_stale_responses_are_reported_and_removed(path):
     record(path, ["391", "414"], question(), question("And 18*23?"))
     with pytest.warns(UserWarning, match="AGENT_KIT_RECORD=all"):
         replay(path, question())
@@ -114,31 +115,24 @@ def test_only_what_is_missing_is_recorded(path, monkeypatch):
     assert len(path.read_text().splitlines()) == 2
 
 
-def test_a_repeated_request_gets_its_answers_in_order(path):
+def test_a_repeated_request_gets_its_responses_in_order(path):
     record(path, ["one", "two"], question(), question(), mode="all")
-    said = replay(path, question(), question(), question())
-    assert [events[0]["delta"] for events in said] == ["one", "two", "two"]
+    replayed = replay(path, question(), question(), question())
+    assert [events[0]["delta"] for events in replayed] == ["one", "two", "two"]
 
 
-def test_an_answer_that_was_not_heard_out_is_not_recorded(path):
+def test_a_response_that_was_not_consumed_is_not_recorded(path):
     async def leave(model):
         events = model.stream(question())
         await anext(events)
         await events.aclose()
 
-    asyncio.run(leave(RecordedModel(Recording(path, "new"), ScriptedModel(["one two"]))))
+    with use_recording(path, mode="new"):
+        asyncio.run(leave(RecordableModel(ScriptedModel(["one two"]))))
     assert not path.exists()
 
 
-def test_without_a_model_nothing_is_recorded(path):
-    async def collect():
-        return [e async for e in RecordedModel(Recording(path, "new")).stream(question())]
-
-    with pytest.raises(ModelError, match="recorded"):
-        asyncio.run(collect())
-
-
-def test_ids_and_labels_do_not_matter_but_the_question_does():
+def test_ids_and_labels_do_not_change_the_key_of_a_request():
     def turn(call_id, **more):
         call = {"type": "function_call", "call_id": call_id, "name": "now", "arguments": "{}"}
         output = {"type": "function_call_output", "call_id": call_id, "output": "noon"}
@@ -172,23 +166,23 @@ def test_a_wrong_value_of_the_variable_is_refused(path, monkeypatch):
     load_settings()  # the variable is no mistyped setting
 
 
-def test_a_model_that_was_made_before_is_on_record_within_the_block_only(path):
+def test_a_model_created_before_is_replayed_within_the_block_only(path):
     record(path, ["391"], question())
     model = create_model(spec="offline")
 
-    def said():
+    def response():
         async def collect():
             return [event.get("delta", "") async for event in model.stream(question())]
 
         return "".join(asyncio.run(collect()))
 
-    assert "offered" in said()
+    assert "offered" in response()
     with use_recording(path):
-        assert said() == "391"
-    assert "offered" in said()
+        assert response() == "391"
+    assert "offered" in response()
 
 
-def test_an_agent_replays_its_calls_of_tools(path, monkeypatch):
+def test_an_agent_replays_its_tool_calls(path, monkeypatch):
     monkeypatch.setenv("AGENT_KIT_MLFLOW_TRACING", "false")
 
     async def answer(server):

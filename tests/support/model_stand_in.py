@@ -5,7 +5,7 @@
 
 Each request takes the next turn: a text, a `Turn`, a `Refusal` (an HTTP error), or a function of
 the request's body that returns one of these. Without turns it behaves like a small model that
-calls `python_exec` for arithmetic and tells the tool's output: `calculator`.
+calls `python_exec` for arithmetic and reports the tool's output: `calculator`.
 """
 
 import json
@@ -25,7 +25,7 @@ class Turn:
 
     calls: names and arguments of function calls; an argument that is a string is sent as it is.
     finish: the finish reason of chat completions; usage: whether the service counts tokens.
-    pause: seconds between two pieces of a stream; wait: an event to wait for after the first piece.
+    pause: seconds between two chunks of a stream; wait: an event to wait for after the first chunk.
     cut: break the connection instead of ending the stream.
     chunks: the chunks of a chat completion stream word for word, instead of everything above.
     frames: the text of the whole stream, frame by frame, valid or not, instead of all others.
@@ -94,7 +94,7 @@ class Received:
 
 
 def calculator(body: dict[str, Any]) -> Turn:
-    """Behave like a model with the tool `python_exec`: call it, then tell what it printed."""
+    """Behave like a model with the tool `python_exec`: call it, then report what it printed."""
     items = body.get("messages") or body.get("input")
     items = [{"role": "user", "content": items}] if isinstance(items, str) else items
     last = items[-1]
@@ -180,8 +180,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.service.requests.append(Received(self.path, headers, body))
         key = self.service.key
         if key is not None and headers.get("authorization") != f"Bearer {key}":
-            given = headers.get("authorization", "")
-            refusal = Refusal(401, f"Incorrect API key provided: {given}", "invalid_api_key")
+            received = headers.get("authorization", "")
+            refusal = Refusal(401, f"Incorrect API key provided: {received}", "invalid_api_key")
             return self._refuse(refusal)
         answer = self.service.answer(body)
         if isinstance(answer, Refusal):
@@ -190,9 +190,11 @@ class _Handler(BaseHTTPRequestHandler):
         chat = self.path.endswith("/chat/completions")
         if not body.get("stream"):
             return self._send_json(200, (_completion if chat else _response)(answer, model))
-        asked = (body.get("stream_options") or {}).get("include_usage", False)
-        pieces = _chat_chunks(answer, model, asked) if chat else _response_events(answer, model)
-        return self._stream(answer, pieces)
+        with_usage = (body.get("stream_options") or {}).get("include_usage", False)
+        chunks = (
+            _chat_chunks(answer, model, with_usage) if chat else _response_events(answer, model)
+        )
+        return self._stream(answer, chunks)
 
     def _refuse(self, refusal: Refusal) -> None:
         error = {"message": refusal.message, "type": "error", "code": refusal.code}
@@ -208,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def _stream(self, turn: Turn, pieces: Iterator[dict[str, Any]]) -> None:
+    def _stream(self, turn: Turn, chunks: Iterator[dict[str, Any]]) -> None:
         self.send_response(200)
         self.send_header("Content-Type", turn.kind)
         self.send_header("Transfer-Encoding", "chunked")
@@ -219,14 +221,14 @@ class _Handler(BaseHTTPRequestHandler):
             if turn.frames:
                 self.wfile.write(b"0\r\n\r\n")
                 return
-            for number, piece in enumerate(pieces):
+            for number, chunk in enumerate(chunks):
                 if turn.cut and number == 2:
                     self.close_connection = True
                     return
-                name = f"event: {piece['type']}\n" if "type" in piece else ""
-                self._write(f"{name}data: {json.dumps(piece)}\n\n")
+                name = f"event: {chunk['type']}\n" if "type" in chunk else ""
+                self._write(f"{name}data: {json.dumps(chunk)}\n\n")
                 self._rest(turn, number)
-            # In one piece: clients stop reading at [DONE] and keep a connection that is at its end.
+            # In one write: clients stop reading at [DONE] and keep a connection that is at its end.
             self.wfile.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
         except ConnectionError:
             self.close_connection = True
@@ -245,7 +247,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._write(": waiting\n\n")
 
 
-def _pieces(text: str) -> list[str]:
+def _words(text: str) -> list[str]:
     return re.findall(r"\s*\S+\s*|\s+", text)
 
 
@@ -288,16 +290,16 @@ def _chat_deltas(turn: Turn) -> Iterator[dict[str, Any]]:
         ("refusal", turn.refusal),
         ("content", turn.text),
     ):
-        for piece in _pieces(text):
-            yield {kind: piece}
+        for chunk in _words(text):
+            yield {kind: chunk}
     for number, call in enumerate(turn.calls):
         whole = _chat_call(number, *call)
         text = whole["function"]["arguments"]
         opening = whole | {"index": number, "function": whole["function"] | {"arguments": ""}}
         yield {"tool_calls": [opening]}
         for start in range(0, len(text), 8):
-            piece = {"index": number, "function": {"arguments": text[start : start + 8]}}
-            yield {"tool_calls": [piece]}
+            chunk = {"index": number, "function": {"arguments": text[start : start + 8]}}
+            yield {"tool_calls": [chunk]}
 
 
 def _response(turn: Turn, model: str) -> dict[str, Any]:
@@ -359,8 +361,8 @@ def _item_events(item: dict[str, Any], index: int) -> Iterator[dict[str, Any]]:
         yield {"type": "response.output_item.added", "item": item | {"content": []}} | at_item
         added = part | {field_name: ""}
         yield {"type": "response.content_part.added", "part": added} | at_part
-        for piece in _pieces(text):
-            yield {"type": f"{kind}.delta", "delta": piece} | extra | at_part
+        for chunk in _words(text):
+            yield {"type": f"{kind}.delta", "delta": chunk} | extra | at_part
         yield {"type": f"{kind}.done", field_name: text} | extra | at_part
         yield {"type": "response.content_part.done", "part": part} | at_part
     yield {"type": "response.output_item.done", "item": item} | at_item

@@ -1,6 +1,6 @@
-"""A language model of two megabytes, made on the spot: it says one text, letter by letter.
+"""A language model of two megabytes, made for a test: it writes one text, letter by letter.
 
-Its weights are a table of which letter follows which, so it knows nothing; but it is a real GGUF
+Its weights are a table of which letter follows which, so it has no knowledge; but it is a real GGUF
 file, which llama.cpp loads, samples with a grammar, streams and stops.
 """
 
@@ -21,7 +21,7 @@ def byte_token(letter: str) -> int:
 
 
 def write_tiny_model(path: Path, text: str, *, endless: bool = False) -> Path:
-    """Write a model that says `text`, whose letters all differ, and begins anew if endless.
+    """Write a model that writes `text`, whose letters all differ, and repeats it if endless.
 
     Where a grammar forbids the text, a P (of PYTHON) begins, and a backquote ends.
     """

@@ -1,4 +1,4 @@
-"""MCP tools: real servers, as a program and over HTTP, with the agent loop around them."""
+"""MCP tools of real servers, as a program and over HTTP, within the agent loop."""
 
 import asyncio
 import importlib.util
@@ -20,7 +20,7 @@ from support.databricks_stand_in import forget_credentials
 from agent_kit.context import RequestContext, current_context, use_context
 from agent_kit.databricks import get_workspace_client
 from agent_kit.loop import run_agent
-from agent_kit.models.interface import ScriptedModel, function_call
+from agent_kit.models import ScriptedModel, function_call
 from agent_kit.protocol import ResponsesRequest
 from agent_kit.protocol.response_assembler import ResponseAssembler
 from agent_kit.tools import ToolResult, ToolsUnavailable
@@ -34,7 +34,7 @@ server = MCPServer("tea house")
 
 @server.tool()
 def steep(tea: str, minutes: int = 4) -> str:
-    "Say how a tea is made."
+    "Describe how to make a tea."
     return f"{tea}: {minutes} minutes in {os.environ.get('CUP', 'a pot')}"
 
 server.run("stdio")
@@ -42,7 +42,7 @@ server.run("stdio")
 
 
 class Guarded:
-    """An MCP server over HTTP that wants a token, and notes which it was given."""
+    """An MCP server over HTTP that requires a token, and records those it received."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -53,9 +53,9 @@ class Guarded:
 
         @server.tool(name="tea.steep")
         def steep(tea: str) -> str:
-            """Say how a tea is made."""
+            """Describe how to make a tea."""
             if tea == "coffee":
-                raise ToolError("coffee is no tea")
+                raise ToolError("coffee is not a tea")
             return f"{tea} tea"
 
         @server.tool()
@@ -79,9 +79,9 @@ class Guarded:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        given = dict(scope["headers"]).get(b"authorization", b"").decode()
-        self.tokens.append(given)
-        if self.accepted is None or given in self.accepted or scope["path"] != self.path:
+        token = dict(scope["headers"]).get(b"authorization", b"").decode()
+        self.tokens.append(token)
+        if self.accepted is None or token in self.accepted or scope["path"] != self.path:
             return await self.app(scope, receive, send)
         await send({"type": "http.response.start", "status": 401, "headers": []})
         await send({"type": "http.response.body", "body": b"who are you?"})
@@ -140,7 +140,7 @@ def names(server: McpServer) -> list[str]:
 
 
 def answer(server: McpServer, *turns: Any, **options: Any) -> tuple[dict[str, Any], ScriptedModel]:
-    """Return the Response of an agent with the server's tools, and the model that was asked."""
+    """Return the Response of an agent with the server's tools, and the scripted model."""
 
     async def run() -> tuple[dict[str, Any], ScriptedModel]:
         request = ResponsesRequest(input=[{"role": "user", "content": "Tea?"}])
@@ -158,9 +158,9 @@ def test_an_agent_uses_the_tools_of_a_program(program):
     call = function_call("steep", {"tea": "green"}, "call_1")
     response, model = answer(server, call, "Green.")
     assert response["output"][1]["output"] == "green: 4 minutes in a cup"
-    (told,) = model.requests[0].tools
-    assert told["description"] == "Say how a tea is made."
-    assert told["parameters"]["required"] == ["tea"]
+    (definition,) = model.requests[0].tools
+    assert definition["description"] == "Describe how to make a tea."
+    assert definition["parameters"]["required"] == ["tea"]
 
 
 def test_an_agent_uses_the_tools_of_a_url(guarded: Guarded):
@@ -178,10 +178,10 @@ def test_results_and_errors_become_text(guarded: Guarded):
         ("table", ""),
     )
     assert steep.failed
-    assert "coffee is no tea" in steep.text
+    assert "coffee is not a tea" in steep.text
     assert wrong.failed
     assert "tea" in wrong.text
-    assert cup == ToolResult("A cup:\n[image of the type image/png, left out]")
+    assert cup == ToolResult("A cup:\n[image of the type image/png, omitted]")
     assert "3" in table.text
 
 
@@ -202,7 +202,7 @@ def test_headers_are_sent(guarded: Guarded):
     assert names(mcp_server(guarded.url, headers=headers, names=["table"])) == ["table"]
 
 
-def test_headers_are_asked_for_anew_and_see_the_request(guarded: Guarded):
+def test_headers_are_computed_for_each_request_with_its_context(guarded: Guarded):
     numbers = iter(range(1000))
 
     def headers() -> dict[str, str]:
@@ -217,7 +217,7 @@ def test_headers_are_asked_for_anew_and_see_the_request(guarded: Guarded):
     assert all(token.startswith("Bearer ada-") for token in guarded.tokens)
 
 
-def test_a_server_that_refuses_costs_the_answer_its_tools_only(guarded: Guarded, caplog):
+def test_a_server_that_refuses_costs_the_response_its_tools_only(guarded: Guarded, caplog):
     guarded.accepted = set()
     headers = {"Authorization": "Bearer sk-abcdefghijklmnopqrstuv"}
     with caplog.at_level(logging.WARNING):
@@ -225,22 +225,22 @@ def test_a_server_that_refuses_costs_the_answer_its_tools_only(guarded: Guarded,
             mcp_server(guarded.url, headers=headers), "Sorry.", instructions="Be kind."
         )
     assert response["output"][-1]["content"][0]["text"] == "Sorry."
-    told = model.requests[0].instructions or ""
-    assert told.startswith("Be kind.\n\nThe tools of http://127.0.0.1")
-    assert "not available now" in told
-    assert "abcdefghij" not in told + caplog.text
+    instructions = model.requests[0].instructions or ""
+    assert instructions.startswith("Be kind.\n\nThe tools of http://127.0.0.1")
+    assert "not available now" in instructions
+    assert "abcdefghij" not in instructions + caplog.text
 
 
 @pytest.mark.parametrize(
-    ("target", "said"),
+    ("target", "expected"),
     [
         (["/no/such/program"], "not available now .*No such file"),
         ([sys.executable, "-c", "pass"], "not available now"),
         ([sys.executable, "-c", "import time; time.sleep(60)"], "no answer within 1 s"),
     ],
 )
-def test_a_program_that_does_not_serve_is_said_to_be_so(target, said):
-    with pytest.raises(ToolsUnavailable, match=said):
+def test_a_program_that_is_not_a_server_is_reported(target, expected):
+    with pytest.raises(ToolsUnavailable, match=expected):
         names(mcp_server(target, timeout_seconds=1))
 
 
@@ -256,12 +256,12 @@ def test_leaving_early_closes_the_connection(program):
 
 
 @pytest.mark.parametrize("target", ["", [], "ftp://example.com", "my-server --stdio"])
-def test_what_is_no_server_is_refused(target):
-    with pytest.raises(ValueError, match="no URL"):
+def test_an_invalid_target_is_refused(target):
+    with pytest.raises(ValueError, match="neither a URL"):
         mcp_server(target)
 
 
-def test_without_the_package_there_is_a_word_on_it(monkeypatch):
+def test_the_missing_package_is_reported(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"agent-kit\[mcp\]"):
         mcp_server("http://127.0.0.1/mcp")

@@ -13,7 +13,8 @@ from support.tracing_support import wait_until
 
 from agent_kit.databricks import get_workspace_client
 from agent_kit.settings import get_settings, load_settings
-from agent_kit.tools import ToolResult, unity_catalog
+from agent_kit.tools import ToolResult
+from agent_kit.tools import python_exec as python_exec_module
 from agent_kit.tools.python_exec import python_exec, runs_in_unity_catalog
 
 
@@ -51,15 +52,15 @@ def test_programs_run_in_unity_catalog(workspace: Workspace):
     assert "nothing was printed" in run("17 * 23").text
 
 
-def test_a_sleeping_warehouse_is_waited_for(workspace: Workspace, monkeypatch):
-    monkeypatch.setattr(unity_catalog, "_POLL_SECONDS", 0.01)
+def test_a_stopped_warehouse_is_polled(workspace: Workspace, monkeypatch):
+    monkeypatch.setattr(python_exec_module, "_POLL_SECONDS", 0.01)
     workspace.polls_to_wait = 3
     assert run("print(1)") == ToolResult("1")
     assert len(workspace.called("GET", "/api/2.0/sql/statements/statement-1")) == 3
 
 
-def test_whoever_gives_up_cancels_the_statement(workspace: Workspace, monkeypatch):
-    monkeypatch.setattr(unity_catalog, "_POLL_SECONDS", 0.01)
+def test_a_cancelled_call_cancels_the_statement(workspace: Workspace, monkeypatch):
+    monkeypatch.setattr(python_exec_module, "_POLL_SECONDS", 0.01)
     workspace.polls_to_wait = 100_000
 
     async def give_up() -> None:
@@ -75,20 +76,22 @@ def test_whoever_gives_up_cancels_the_statement(workspace: Workspace, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("warehouse", "code", "said"),
+    ("warehouse", "code", "expected"),
     [
         ("warehouse-1", "forbidden", "UnityCatalogError.*no EXECUTE on python_exec"),
         ("elsewhere", "print(1)", "elsewhere is not a warehouse"),
     ],
 )
-def test_a_refusal_is_told_to_the_model(workspace: Workspace, monkeypatch, warehouse, code, said):
+def test_a_refusal_is_reported_to_the_model(
+    workspace: Workspace, monkeypatch, warehouse, code, expected
+):
     monkeypatch.setenv("AGENT_KIT_AGENT_WAREHOUSE_ID", warehouse)
     result = run(code)
     assert result.failed
-    assert re.search(said, result.text)
+    assert re.search(expected, result.text)
 
 
-def test_without_credentials_the_model_is_told_what_to_do(workspace, monkeypatch):
+def test_missing_credentials_are_reported_to_the_model(workspace, monkeypatch):
     monkeypatch.delenv("DATABRICKS_HOST")
     monkeypatch.delenv("DATABRICKS_TOKEN")
     result = run("print(1)")
@@ -114,7 +117,7 @@ def test_the_choice_follows_the_settings(monkeypatch, overrides, app, expected):
     assert runs_in_unity_catalog(load_settings(environ={}, overrides=values)) == expected
 
 
-def test_without_warehouse_and_databricks_connect_there_is_a_word_on_it(monkeypatch):
+def test_missing_warehouse_and_databricks_connect_are_reported(monkeypatch):
     monkeypatch.setenv("AGENT_KIT_AGENT_PYTHON_EXEC", "unity_catalog")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     result = run("print(1)")

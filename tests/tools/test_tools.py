@@ -1,4 +1,4 @@
-"""Tools: what a function says about itself, and what a model hears of a call."""
+"""Tools: the schema of a function, and the results of calls."""
 
 import asyncio
 import dataclasses
@@ -67,13 +67,17 @@ def order(
 # Definitions ----------------------------------------------------------------------------------
 
 
-def test_the_schema_is_that_of_the_signature_and_the_docstring():
-    told = order.definition()
-    properties = told["parameters"]["properties"]
-    assert (told["type"], told["name"], told["strict"]) == ("function", "order", False)
-    assert told["description"] == "Order tea.\n\nIt is brought to the table."
-    assert told["parameters"]["required"] == ["orders", "size"]
-    assert told["parameters"]["additionalProperties"] is False
+def test_the_schema_follows_the_signature_and_the_docstring():
+    definition = order.definition()
+    properties = definition["parameters"]["properties"]
+    assert (definition["type"], definition["name"], definition["strict"]) == (
+        "function",
+        "order",
+        False,
+    )
+    assert definition["description"] == "Order tea.\n\nIt is brought to the table."
+    assert definition["parameters"]["required"] == ["orders", "size"]
+    assert definition["parameters"]["additionalProperties"] is False
     assert properties["orders"]["description"] == "what to bring and where to"
     assert properties["sugar"] == {
         "type": "integer",
@@ -84,19 +88,19 @@ def test_the_schema_is_that_of_the_signature_and_the_docstring():
     }
     assert properties["kind"]["enum"] == ["hot", "iced"]
     assert {"type": "null"} in properties["note"]["anyOf"]
-    assert told["parameters"]["$defs"]["Address"]["required"] == ["street"]
+    assert definition["parameters"]["$defs"]["Address"]["required"] == ["street"]
 
 
-def test_arguments_become_what_the_function_wants():
-    given = {
+def test_arguments_are_converted_to_the_annotated_types():
+    arguments = {
         "orders": [{"tea": "green", "to": {"street": "Main"}}],
         "size": "large",
         "sugar": None,
         "note": None,
         "extras": {"milk": 0.5},
     }
-    said = call(order, given).text
-    assert said == "green large hot 0 None Address(street='Main', number=1) {'milk': 0.5}"
+    expected = call(order, arguments).text
+    assert expected == "green large hot 0 None Address(street='Main', number=1) {'milk': 0.5}"
 
 
 def test_parameters_may_have_any_name():
@@ -131,22 +135,22 @@ def test_name_and_description_can_be_given():
     assert call(named, "").text.startswith("bla\n[2 more characters")
 
 
-def test_the_strict_schema_is_what_structured_outputs_ask_for():
+def test_the_strict_schema_follows_structured_outputs():
     @tool(strict=True)
     def bring(what: Order, where: Address = MAIN_STREET, when: int = 1) -> str:
         """Bring it."""
         return f"{what.tea} {where.street} {when}"
 
-    told = bring.definition()
-    schema = told["parameters"]
-    assert told["strict"] is True
+    definition = bring.definition()
+    schema = definition["parameters"]
+    assert definition["strict"] is True
     assert schema["required"] == ["what", "where", "when"]
     assert "default" not in json.dumps(schema)
     for part in (schema, *schema["$defs"].values()):
         assert part["additionalProperties"] is False
         assert part["required"] == list(part["properties"])
-    given = {"what": {"tea": "a", "to": None}, "where": {"street": "b", "number": 2}, "when": 3}
-    assert call(bring, given).text == "a b 3"
+    arguments = {"what": {"tea": "a", "to": None}, "where": {"street": "b", "number": 2}, "when": 3}
+    assert call(bring, arguments).text == "a b 3"
 
 
 class Socket:
@@ -159,7 +163,7 @@ def no_docstring(name: str) -> str:
 
 def only_parameters(name: str) -> str:
     """Args:
-    name: said
+    name: expected
     """
     return name
 
@@ -205,51 +209,51 @@ def unknown(name: "Missing") -> str:  # noqa: F821
 
 
 @pytest.mark.parametrize(
-    ("function", "said"),
+    ("function", "expected"),
     [
         (no_docstring, "no_docstring .*no docstring"),
         (only_parameters, "no docstring"),
-        (no_type, "name has no type; write name: str"),
+        (no_type, "name has no type. Write name: str"),
         (of_socket, "type Socket of its parameter socket"),
         (of_function, "Callable .*parameter then"),
         (many, r"\*names has no schema"),
         (more, r"\*\*names has no schema"),
-        (by_position, "leave out the '/'"),
+        (by_position, "Remove the '/'"),
         (yielding, "it yields"),
         (unknown, "annotations cannot be read .*Missing"),
-        (Socket, "no function"),
+        (Socket, "not a function"),
         (lambda: 1, "docstring"),
     ],
 )
-def test_what_cannot_be_a_tool_is_refused_with_a_reason(function, said):
-    with pytest.raises(ToolDefinitionError, match=said):
+def test_what_cannot_be_a_tool_is_refused_with_a_reason(function, expected):
+    with pytest.raises(ToolDefinitionError, match=expected):
         tool(function)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "expected"),
     [
         ({"name": "two words"}, "cannot name a tool"),
-        ({"timeout_seconds": 0}, "timeout_seconds .*more than 0"),
-        ({"max_characters": -1}, "max_characters .*more than 0"),
+        ({"timeout_seconds": 0}, "timeout_seconds .*must be more than 0"),
+        ({"max_characters": -1}, "max_characters .*must be more than 0"),
     ],
 )
-def test_wrong_options_are_refused(options, said):
-    with pytest.raises(ToolDefinitionError, match=said):
+def test_wrong_options_are_refused(options, expected):
+    with pytest.raises(ToolDefinitionError, match=expected):
         Tool.from_function(order.function, **options)
 
 
 def test_free_keys_are_not_strict():
-    def take(given: dict[str, int]) -> str:
+    def take(arguments: dict[str, int]) -> str:
         """Take."""
         return ""
 
-    assert tool(take).parameters["properties"]["given"]["type"] == "object"
+    assert tool(take).parameters["properties"]["arguments"]["type"] == "object"
     with pytest.raises(ToolDefinitionError, match="free keys"):
         tool(strict=True)(take)
 
 
-def test_two_tools_of_one_name_are_refused():
+def test_two_tools_with_one_name_are_refused():
     with pytest.raises(ToolDefinitionError, match="two tools are named order"):
         as_tools([order, order.function])
 
@@ -258,7 +262,7 @@ def test_two_tools_of_one_name_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         ('{"orders": [', ["not valid JSON"]),
         ("[1]", ["JSON object"]),
@@ -270,10 +274,10 @@ def test_two_tools_of_one_name_are_refused():
         ({"orders": None, "size": "small"}, ["orders: Input should be a valid array"]),
     ],
 )
-def test_bad_arguments_are_explained_to_the_model(arguments, said):
+def test_bad_arguments_are_explained_to_the_model(arguments, expected):
     result = call(order, arguments)
     assert result.failed
-    for part in said:
+    for part in expected:
         assert part in result.text
 
 
@@ -306,23 +310,23 @@ async def failing_async(kind: str) -> str:
 
 @pytest.mark.parametrize("function", [failing, failing_async])
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "expected"),
     [
         ("exit", "SystemExit"),
         ("time", "failed: TimeoutError"),
         ("value", "failed: ValueError: see https://user:***@example.com"),
     ],
 )
-def test_an_exception_becomes_text(function, kind, said, caplog):
+def test_an_exception_becomes_text(function, kind, expected, caplog):
     with caplog.at_level(logging.WARNING):
         result = call(tool(function), {"kind": kind})
     assert result.failed
-    assert said in result.text
+    assert expected in result.text
     assert "Traceback" in caplog.text
     assert "hunter2" not in caplog.text
 
 
-def test_the_exceptions_of_the_machinery_become_text():
+def test_exceptions_of_asyncio_become_text():
     assert "StopIteration" in call(tool(failing), {"kind": "stop"}).text
     assert "CancelledError" in call(tool(failing_async), {"kind": "cancel"}).text
 
@@ -409,13 +413,13 @@ def test_a_circular_result_is_a_failure():
     assert call(tool(give), {}).failed
 
 
-def test_large_results_are_cut_with_a_note():
+def test_large_results_are_truncated_with_a_note():
     def give() -> str:
         """Give."""
         return "x" * 60_000
 
     text = call(tool(give), {}).text
-    assert text == "x" * 50_000 + "\n[10,000 more characters were left out]"
+    assert text == "x" * 50_000 + "\n[10,000 more characters were omitted]"
 
 
 # Context and threads --------------------------------------------------------------------------
@@ -430,10 +434,10 @@ def who(context: RequestContext, greeting: str = "Hello") -> str:
 @tool
 async def who_if_any(context: RequestContext | None = None) -> str:
     """Say who asks."""
-    return context.user or "" if context else "nobody"
+    return context.user or "" if context else "no one"
 
 
-def test_a_tool_may_ask_for_the_context():
+def test_a_tool_may_use_the_context():
     assert list(who.parameters["properties"]) == ["greeting"]
     with use_context(RequestContext("request-1", user="Ada")):
         assert call(who, {}).text == "Hello, Ada"
@@ -442,13 +446,13 @@ def test_a_tool_may_ask_for_the_context():
 
 
 def test_outside_of_a_request_there_is_no_context():
-    assert call(who_if_any, {}).text == "nobody"
+    assert call(who_if_any, {}).text == "no one"
     result = call(who, {})
     assert result.failed
     assert "context of a request" in result.text
 
 
-def test_plain_functions_run_beside_each_other():
+def test_plain_functions_run_concurrently():
     together = threading.Barrier(8)
 
     @tool
@@ -462,7 +466,7 @@ def test_plain_functions_run_beside_each_other():
     assert {result.text for result in asyncio.run(all_at_once())} == {"True"}
 
 
-def test_a_plain_function_may_return_something_to_await():
+def test_a_plain_function_may_return_an_awaitable():
     async def later() -> str:
         return "later"
 
@@ -476,12 +480,12 @@ def test_a_plain_function_may_return_something_to_await():
 
 def test_a_tool_is_still_a_function():
     assert who(RequestContext("request-1", user="Ada"), greeting="Hi") == "Hi, Ada"
-    assert asyncio.run(who_if_any()) == "nobody"
+    assert asyncio.run(who_if_any()) == "no one"
 
     async def run(arguments: dict[str, Any]) -> str:
         return "ran"
 
     remote = Tool("remote", "Elsewhere.", {"type": "object"}, run)
     assert call(remote, {}).text == "ran"
-    with pytest.raises(TypeError, match="no function"):
+    with pytest.raises(TypeError, match="not a function"):
         remote()

@@ -1,4 +1,4 @@
-"""Models behind services, over HTTP: what is asked, what comes back, and all that can go wrong."""
+"""Models of services over HTTP: requests, responses and errors."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from agent_kit.models import create_model
 from agent_kit.models.interface import ModelError, ModelRequest
 from agent_kit.settings import load_settings
 
-ASKED = [{"role": "user", "content": "What is 17*23?"}]
+PROMPT = [{"role": "user", "content": "What is 17*23?"}]
 TOOL = {
     "type": "function",
     "name": "python_exec",
@@ -45,12 +45,12 @@ def model_at(url, provider="openai", **settings):
     return create_model(load_settings(overrides=values | more))
 
 
-async def collect(model, items=ASKED, **more):
+async def collect(model, items=PROMPT, **more):
     return [event async for event in model.stream(ModelRequest(list(items), **more))]
 
 
-def ask(turns, items=ASKED, provider="openai", **more):
-    """Return the events of an answer, and the body of the last request."""
+def ask(turns, items=PROMPT, provider="openai", **more):
+    """Return the events of a response, and the body of the last request."""
     with ModelStandIn(turns, key=KEY) as service:
         events = asyncio.run(collect(model_at(service.url, provider), items, **more))
     return events, service.requests[-1].body
@@ -86,11 +86,11 @@ def test_text_streams_with_usage_and_the_name_of_the_model(provider):
 
 
 @BOTH
-def test_the_first_words_come_before_the_last(provider):
+def test_the_first_words_arrive_before_the_last(provider):
     go = threading.Event()
 
     async def first(model):
-        async for event in model.stream(ModelRequest(ASKED)):
+        async for event in model.stream(ModelRequest(PROMPT)):
             if event["type"] == "response.output_text.delta":
                 go.set()
                 return event["delta"]
@@ -101,21 +101,21 @@ def test_the_first_words_come_before_the_last(provider):
 
 
 @BOTH
-def test_function_calls_grow_and_are_finished(provider):
+def test_function_calls_are_streamed_and_finished(provider):
     code = {"code": "print(17 * 23)"}
     events, body = ask([Turn(calls=[("python_exec", code), ("other", {})])], provider=provider)
     first, second = calls(events)
     assert json.loads(first["arguments"]) == code
     assert (second["name"], second["arguments"]) == ("other", "{}")
-    grown = [e for e in events if e["type"] == "response.function_call_arguments.delta"]
-    assert len(grown) > 3
+    deltas = [e for e in events if e["type"] == "response.function_call_arguments.delta"]
+    assert len(deltas) > 3
     assert first["call_id"] != second["call_id"]
     assert "tools" not in body
     assert "tool_choice" not in body
 
 
 @BOTH
-def test_thoughts_and_refusals(provider):
+def test_reasoning_and_refusals(provider):
     events, _ = ask([Turn("391", reasoning="A product.")], provider=provider)
     assert text(events, "response.reasoning_text.delta") == "A product."
     events, _ = ask([Turn(refusal="I will not.")], provider=provider)
@@ -127,20 +127,20 @@ def test_thoughts_and_refusals(provider):
     ("finish", "reason"),
     [("length", "max_output_tokens"), ("content_filter", "content_filter")],
 )
-def test_an_answer_that_was_stopped_is_incomplete(provider, finish, reason):
+def test_a_stopped_response_is_incomplete(provider, finish, reason):
     events, _ = ask([Turn("It is", finish=finish)], provider=provider)
     assert events[-1]["type"] == "response.incomplete"
     assert events[-1]["response"]["incomplete_details"] == {"reason": reason}
 
 
-def test_a_call_that_was_stopped_is_not_finished():
+def test_a_stopped_call_is_not_finished():
     events, _ = ask([Turn(calls=[("python_exec", '{"code": "pri')], finish="length")])
     assert events[-1]["type"] == "response.incomplete"
     assert not calls(events)
 
 
 @BOTH
-def test_a_service_that_does_not_count_or_does_not_stream(provider):
+def test_a_service_without_usage_or_streaming(provider):
     events, _ = ask([Turn("391", usage=False)], provider=provider)
     assert events[-1]["response"]["usage"] is None
     whole = {
@@ -159,7 +159,7 @@ def test_a_service_that_does_not_count_or_does_not_stream(provider):
 
 # --- requests
 
-TUNING = {
+PARAMETERS = {
     "temperature": 0.3,
     "top_p": 0.9,
     "max_output_tokens": 50,
@@ -169,17 +169,17 @@ TUNING = {
     "metadata": {"team": "blue"},
     "top_k": 7,
 }
-OURS = {"stream": False, "store": True, "background": False, "custom_inputs": {"a": 1}}
+KIT_PARAMETERS = {"stream": False, "store": True, "background": False, "custom_inputs": {"a": 1}}
 
 
-def test_what_tunes_an_answer_reaches_chat_completions():
+def test_parameters_reach_chat_completions():
     more = {"stop": ["END"], "seed": 5, "frequency_penalty": 0.5, "user": "ada"}
     _, body = ask(
         ["391"],
         instructions="Be brief.",
         tools=[TOOL],
         tool_choice={"type": "function", "name": "python_exec"},
-        parameters=TUNING | more | OURS,
+        parameters=PARAMETERS | more | KIT_PARAMETERS,
     )
     assert body.items() >= (more | {"temperature": 0.3, "top_p": 0.9, "top_k": 7}).items()
     assert body["max_tokens"] == 50
@@ -194,16 +194,16 @@ def test_what_tunes_an_answer_reaches_chat_completions():
     assert not {"store", "background", "custom_inputs", "input", "text"} & body.keys()
 
 
-def test_what_tunes_an_answer_reaches_the_responses_api():
+def test_parameters_reach_the_responses_api():
     _, body = ask(
         ["391"],
         provider="openai-responses",
         instructions="Be brief.",
         tools=[TOOL],
         tool_choice="required",
-        parameters=TUNING | OURS | {"include": ["message.output_text.logprobs"]},
+        parameters=PARAMETERS | KIT_PARAMETERS | {"include": ["message.output_text.logprobs"]},
     )
-    assert body.items() >= TUNING.items()
+    assert body.items() >= PARAMETERS.items()
     assert body["tool_choice"] == "required"
     assert body["instructions"] == "Be brief."
     assert body["store"] is False
@@ -237,27 +237,27 @@ HISTORY[1]["content"][0]["text"] = "I should look."
 
 def test_a_conversation_reaches_chat_completions():
     _, body = ask(["Yes."], HISTORY)
-    picture, call, output, said, _ = body["messages"]
-    assert picture["content"][1]["image_url"]["url"].startswith("data:image/png")
+    image, call, output, message, _ = body["messages"]
+    assert image["content"][1]["image_url"]["url"].startswith("data:image/png")
     assert call["tool_calls"][0]["id"] == output["tool_call_id"] == "call_1"
     assert call["reasoning_content"] == "I should look."
     assert output["content"] == "A cat."
-    assert said == {"role": "assistant", "content": "A cat."}
+    assert message == {"role": "assistant", "content": "A cat."}
 
 
-def test_a_developer_speaks_as_the_system_where_none_is_known():
-    _, body = ask(["Yes."], [{"role": "developer", "content": "Be brief."}, *ASKED])
+def test_the_developer_role_becomes_the_system_role():
+    _, body = ask(["Yes."], [{"role": "developer", "content": "Be brief."}, *PROMPT])
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
 
 
-def test_a_service_of_this_machine_is_asked_without_a_proxy(monkeypatch):
+def test_a_service_on_this_machine_is_called_without_a_proxy(monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.delenv("NO_PROXY")
     events, _ = ask(["391"])
     assert text(events) == "391"
 
 
-def test_many_at_once():
+def test_concurrent_requests():
     async def all_at_once(model):
         return await asyncio.gather(*(collect(model) for _ in range(16)))
 
@@ -273,13 +273,13 @@ def test_a_conversation_reaches_the_responses_api():
     assert not any("id" in item for item in body["input"])
 
 
-def test_what_chat_completions_cannot_say_is_refused():
+def test_what_chat_completions_cannot_express_is_refused():
     with pytest.raises(ModelError, match="tools") as caught:
         ask(["never"], tools=[{"type": "web_search"}])
     assert caught.value.status == 400
 
 
-def test_the_key_is_sent_and_connections_are_kept():
+def test_the_key_is_sent_and_connections_are_reused():
     async def twice(model):
         for _ in range(2):
             await collect(model)
@@ -300,26 +300,26 @@ def test_a_local_service_needs_no_key(monkeypatch):
 
 
 @pytest.mark.parametrize("key", ["", "sk-\nnot-a-key", "sk-ключ"])
-def test_openai_itself_needs_a_key(monkeypatch, key):
+def test_openai_requires_a_key(monkeypatch, key):
     monkeypatch.setenv("OPENAI_API_KEY", key)
     with pytest.raises(ModelError, match="OPENAI_API_KEY"):
         asyncio.run(collect(create_model(spec="openai:gpt-5-mini")))
 
 
-# --- services that know less
+# --- services that support less
 
 
 @pytest.mark.parametrize(
-    ("refused", "said"),
+    ("refused", "message"),
     [
         ("stream_options", "Unrecognized request argument supplied: stream_options"),
         ("metadata", "The 'metadata' parameter is only allowed when 'store' is not supported"),
         ("max_tokens", "Unsupported parameter: use max_completion_tokens instead of max_tokens"),
     ],
 )
-def test_a_parameter_that_a_service_does_not_know_is_left_out(refused, said):
+def test_an_unsupported_parameter_is_omitted(refused, message):
     def strict(body):
-        return Refusal(400, said) if refused in body else "391"
+        return Refusal(400, message) if refused in body else "391"
 
     parameters = {"max_output_tokens": 9, "metadata": {"team": "blue"}}
 
@@ -334,13 +334,13 @@ def test_a_parameter_that_a_service_does_not_know_is_left_out(refused, said):
     assert last.get("max_tokens", last.get("max_completion_tokens")) == 9
 
 
-def test_a_wrong_value_is_not_taken_for_an_unknown_parameter():
+def test_an_invalid_value_is_not_an_unsupported_parameter():
     error = fail(Refusal(400, "max_tokens must be at most 8"), parameters={"max_output_tokens": 9})
     assert error.status == 400
     assert "at most 8" in error.message
 
 
-def test_a_parameter_unknown_under_both_names_is_an_error():
+def test_a_parameter_unsupported_under_both_names_is_an_error():
     with pytest.raises(ModelError, match="unsupported") as caught:
         ask(
             [Refusal(400, "unsupported: max_tokens, max_completion_tokens")] * 3,
@@ -364,7 +364,7 @@ def test_a_parameter_unknown_under_both_names_is_an_error():
         ),
     ],
 )
-def test_thoughts_under_other_names(name, delta):
+def test_reasoning_under_other_names(name, delta):
     chunks = [{"choices": [{"delta": delta}]}, {"choices": [{"finish_reason": "stop"}]}]
     events, _ = ask([Turn(chunks=chunks)])
     assert text(events, "response.reasoning_text.delta") == "Hm."
@@ -372,12 +372,12 @@ def test_thoughts_under_other_names(name, delta):
 
 
 @pytest.mark.parametrize("index", [[0, 0], [1, 2], [None, None]])
-def test_calls_whose_positions_are_odd(index):
-    pieces = [
+def test_calls_with_unusual_indexes(index):
+    deltas = [
         {"index": place, "id": f"id_{number}", "function": {"name": "add", "arguments": "{}"}}
         for number, place in enumerate(index)
     ]
-    chunks = [{"choices": [{"delta": {"tool_calls": [piece]}}]} for piece in pieces]
+    chunks = [{"choices": [{"delta": {"tool_calls": [delta]}}]} for delta in deltas]
     chunks.append({"choices": [{"delta": {}, "finish_reason": "tool_calls"}]})
     events, _ = ask([Turn(chunks=chunks)])
     assert [call["call_id"] for call in calls(events)] == ["id_0", "id_1"]
@@ -408,7 +408,7 @@ def test_further_choices_and_logprobs():
         (Refusal(400, "too long", "context_length_exceeded"), 400, "context_length_exceeded", ""),
         (Refusal(413, "too large"), 413, None, "too large"),
         (Refusal(422, "odd"), 422, None, "odd"),
-        (Refusal(429, f"quota of {KEY}"), 429, "rate_limit_exceeded", "wait"),
+        (Refusal(429, f"quota of {KEY}"), 429, "rate_limit_exceeded", "Wait"),
         (Refusal(500, "x" * 5000), 500, None, "later"),
     ],
 )
@@ -420,7 +420,7 @@ def test_a_refusal_is_explained(provider, refusal, status, code, advice):
     assert len(error.message) < 800
 
 
-def test_a_short_trouble_is_tried_again():
+def test_a_temporary_error_is_retried():
     busy = Refusal(429, "busy", headers={"retry-after-ms": "1"})
     events, _ = ask([busy, "391"])
     assert text(events) == "391"
@@ -448,7 +448,7 @@ def test_a_short_trouble_is_tried_again():
         [": nothing\n\n"],
     ],
 )
-def test_a_garbled_answer_is_an_error(provider, frames):
+def test_an_invalid_response_is_an_error(provider, frames):
     error = fail(Turn(frames=frames), provider)
     assert error.status == 502
     assert error.code in ("invalid_answer", "incomplete_answer")
@@ -456,15 +456,15 @@ def test_a_garbled_answer_is_an_error(provider, frames):
 
 @BOTH
 def test_an_error_within_the_stream(provider):
-    said = {"error": {"message": f"overloaded, {KEY}", "code": 429}}
+    nested = {"error": {"message": f"overloaded, {KEY}", "code": 429}}
     flat = {"type": "error", "message": "overloaded", "code": "rate_limit_exceeded"}
-    frame = json.dumps(said if provider == "openai" else flat)
+    frame = json.dumps(nested if provider == "openai" else flat)
     error = fail(Turn(frames=[f"data: {frame}\n\n"]), provider)
     assert error.status == 429
     assert "overloaded" in error.message
 
 
-def test_a_response_that_failed():
+def test_a_failed_response_is_an_error():
     response = {"status": "failed", "error": {"code": "server_error", "message": "Out of memory"}}
     frame = json.dumps({"type": "response.failed", "response": response})
     error = fail(Turn(frames=[f"data: {frame}\n\n"]), "openai-responses")
@@ -473,12 +473,12 @@ def test_a_response_that_failed():
 
 
 @BOTH
-def test_an_answer_cut_short_is_an_error(provider):
+def test_a_truncated_response_is_an_error(provider):
     error = fail(Turn("one two three four five six", cut=True), provider)
     assert (error.status, error.code) == (502, "incomplete_answer")
 
 
-def test_a_page_instead_of_a_stream():
+def test_a_web_page_instead_of_a_stream_is_an_error():
     error = fail(Turn(frames=["<h1>Welcome</h1>"], kind="text/html"))
     assert "base_url" in error.message
     error = fail(Turn(frames=['{"error": {"message": "nope"}}'], kind="application/json"))
@@ -495,24 +495,24 @@ def test_a_service_that_cannot_be_reached(url, monkeypatch):
     assert caught.value.status == 503
 
 
-def test_a_silent_service_is_given_up(monkeypatch):
+def test_a_silent_service_times_out(monkeypatch):
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
     with ModelStandIn([Turn("one two", pause=0.5)]) as service:
         model = model_at(service.url, timeout_seconds="0.2")
-        with pytest.raises(ModelError, match="silent") as caught:
+        with pytest.raises(ModelError, match="sent nothing for") as caught:
             asyncio.run(collect(model))
     assert caught.value.status == 504
 
 
 @BOTH
 @pytest.mark.parametrize("how", ["close", "cancel"])
-def test_stopping_hangs_up_at_once(provider, how):
+def test_stopping_closes_the_connection_at_once(provider, how):
     async def read_on(events):
         async for _ in events:
             pass
 
     async def stop(model):
-        events = model.stream(ModelRequest(ASKED))
+        events = model.stream(ModelRequest(PROMPT))
         async for event in events:
             if event["type"] == "response.output_text.delta":
                 break
@@ -548,7 +548,7 @@ def ask_endpoint():
     return text(asyncio.run(collect(create_model(spec="databricks:my-endpoint"))))
 
 
-def test_an_endpoint_is_asked_with_the_credentials_of_the_workspace(workspace, monkeypatch):
+def test_an_endpoint_is_called_with_the_credentials_of_the_workspace(workspace, monkeypatch):
     monkeypatch.setenv("DATABRICKS_TOKEN", ADA_TOKEN)
     assert ask_endpoint() == "Hello, ada@example.com."
     (call,) = workspace.called("POST", "/serving-endpoints/chat/completions")
@@ -556,28 +556,28 @@ def test_an_endpoint_is_asked_with_the_credentials_of_the_workspace(workspace, m
     assert call.body["stream"] is True
 
 
-def test_the_token_is_fresh_for_every_call_of_the_model(workspace, monkeypatch):
+def test_the_token_is_renewed_for_every_request(workspace, monkeypatch):
     monkeypatch.setenv("DATABRICKS_CLIENT_ID", CLIENT_ID)
     monkeypatch.setenv("DATABRICKS_CLIENT_SECRET", CLIENT_SECRET)
     model = create_model(spec="databricks:my-endpoint")
 
     async def thrice():
-        said = []
+        texts = []
         for _ in range(3):
-            said.append(text(await collect(model)))
+            texts.append(text(await collect(model)))
             used = [token for token in workspace.users if token.startswith("oauth-of-app")]
             for token in used:
                 del workspace.users[token]
-        return said
+        return texts
 
     assert asyncio.run(thrice()) == [f"Hello, {APP_USER}."] * 3
     assert workspace.oauth_tokens_made >= 3
 
 
 @pytest.mark.parametrize(
-    ("status", "advice"), [(403, "Can query"), (404, "my-endpoint"), (429, "wait")]
+    ("status", "advice"), [(403, "Can query"), (404, "my-endpoint"), (429, "Wait")]
 )
-def test_what_an_endpoint_refuses_is_explained(workspace, monkeypatch, status, advice):
+def test_a_refusal_of_an_endpoint_is_explained(workspace, monkeypatch, status, advice):
     monkeypatch.setenv("DATABRICKS_TOKEN", ADA_TOKEN)
     workspace.model_refusal = WorkspaceRefusal(status, "SOME_CODE", "No.")
     with pytest.raises(ModelError, match=advice) as caught:
@@ -585,7 +585,7 @@ def test_what_an_endpoint_refuses_is_explained(workspace, monkeypatch, status, a
     assert caught.value.status == status
 
 
-def test_a_token_of_nobody_is_refused(workspace, monkeypatch):
+def test_an_unknown_token_is_refused(workspace, monkeypatch):
     monkeypatch.setenv("DATABRICKS_TOKEN", "dapi" + "0" * 32)
     with pytest.raises(ModelError, match="databricks auth login") as caught:
         ask_endpoint()
@@ -593,13 +593,13 @@ def test_a_token_of_nobody_is_refused(workspace, monkeypatch):
     assert "dapi" not in str(caught.value)
 
 
-def test_without_credentials_the_endpoint_is_not_asked(workspace):
+def test_without_credentials_the_endpoint_is_not_called(workspace):
     with pytest.raises(ModelError, match="databricks auth login") as caught:
         ask_endpoint()
     assert caught.value.code == "no_credentials"
 
 
-def test_a_workspace_that_gives_no_token(workspace, monkeypatch):
+def test_a_workspace_that_issues_no_token(workspace, monkeypatch):
     monkeypatch.setenv("DATABRICKS_CLIENT_ID", "nobody")
     monkeypatch.setenv("DATABRICKS_CLIENT_SECRET", "wrong-secret")
     with pytest.raises(ModelError, match="databricks auth login") as caught:
@@ -617,7 +617,7 @@ def test_an_unknown_model_is_refused_with_the_forms(spec):
         create_model(spec=spec)
 
 
-def test_a_script_is_found_beside_the_settings(tmp_path):
+def test_a_script_is_found_next_to_the_settings(tmp_path):
     (tmp_path / "settings.ini").write_text("[agent]\nmodel = scripted:script.jsonl\n")
     (tmp_path / "script.jsonl").write_text('"Hello."\n')
     model = create_model(load_settings(tmp_path))
