@@ -1,4 +1,4 @@
-"""Stored responses: what is kept, continued, followed, cancelled and deleted."""
+"""Stored responses: storing, continuing, following, cancelling and deleting them."""
 
 import asyncio
 import json
@@ -11,61 +11,16 @@ import httpx2
 import pytest
 from openai import BadRequestError, InternalServerError, NotFoundError, OpenAI
 from support.postgres_server import PostgresServer
+from support.state_support import UNTRACED, make_server
 from support.stream_checker import check_response, check_sse, check_stream
 
-from agent_kit.context import current_context, get_raw_request
-from agent_kit.runs import event_log as run_log
+from agent_kit.context import current_context
+from agent_kit.runs import event_log
 from agent_kit.server import AgentServer, create_server
 from agent_kit.settings import load_settings
 
-UNTRACED = {"AGENT_KIT_MLFLOW_TRACING": "false"}
 PATIENCE = 60
 CANCEL_SECONDS = 1
-
-
-def make_server(**environ: str) -> AgentServer:
-    """A server whose agent says how many items it was given, or does what it is told."""
-    server = create_server(settings=load_settings(environ=UNTRACED | environ))
-
-    @server.stream()
-    async def answer(request):
-        said = request.input[-1].get("content", "")
-        if said == "fail":
-            raise RuntimeError("on purpose")
-        if said == "count for ever":
-            number = 0
-            try:
-                while True:
-                    yield f"{number} "
-                    number += 1
-                    await asyncio.sleep(0.005)
-            finally:
-                server.closed.set()
-        if said == "slowly":
-            for number in range(8):
-                yield f"{number} "
-                await asyncio.sleep(0.02)
-            return
-        if said == "long id":
-            text = [{"type": "output_text", "text": "named"}]
-            yield {"type": "message", "id": "msg_" * 200, "role": "assistant", "content": text}
-            return
-        if said == "call and wait":
-            yield {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"}
-            yield {"type": "function_call_output", "call_id": "1", "output": "done"}
-            yield "not done"
-            await asyncio.sleep(60)
-        if said == "name the model":
-            yield "I am it."
-            yield {"type": "response.completed", "response": {"model": "real-model"}}
-            return
-        if said == "raw":
-            yield json.dumps(get_raw_request())
-            return
-        yield f"{len(request.input)} items"
-
-    server.closed = threading.Event()
-    return server
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +81,7 @@ def read_stream(url: str, response_id: str, after: int | None = None) -> list[di
     return [json.loads(line[6:]) for line in lines]
 
 
-# Keeping --------------------------------------------------------------------------------------
+# Storing --------------------------------------------------------------------------------------
 
 
 @on_both
@@ -183,7 +138,7 @@ def test_what_only_a_stream_can_do_is_refused_without_one(url, client):
     assert httpx2.get(f"{path}/input_items?include[]=everything").status_code == 400
 
 
-def test_a_response_that_was_shown_keeps_the_name_of_its_model(url, client):
+def test_a_response_that_was_sent_keeps_the_name_of_its_model(url, client):
     events = list(ask_stream(url, input="name the model", stream=True))
     shown = {event["response"]["model"] for event in events if "response" in event}
     assert len(shown) == 1
@@ -230,7 +185,7 @@ def hold_the_loop(seconds: float) -> None:
 
 
 @pytest.mark.parametrize("turns", range(5))
-def test_a_stream_that_fails_as_it_opens_is_told_in_one_way(turns, monkeypatch, caplog):
+def test_a_stream_that_fails_as_it_opens_has_one_error(turns, monkeypatch, caplog):
     monkeypatch.setattr("agent_kit.server.endpoint._OPEN_AFTER_SECONDS", 0.02)
     server = create_server(settings=load_settings(environ=UNTRACED))
 
@@ -294,7 +249,7 @@ def test_the_agent_can_ask_for_the_raw_request(client):
     assert told == {"model": "any", "input": "raw", "previous_response_id": first.id}
 
 
-def test_an_unknown_previous_response_is_a_400_by_name(url):
+def test_an_unknown_previous_response_is_a_400_with_its_parameter(url):
     body = {"input": "Hi", "previous_response_id": "resp_unknown"}
     answer = httpx2.post(f"{url}/v1/responses", json=body)
     assert answer.status_code == 400
@@ -316,7 +271,7 @@ def test_a_tools_output_needs_its_call_in_the_chain(client):
 
 
 @on_both
-def test_any_text_can_be_kept_and_an_id_that_cannot_is_refused(url, client):
+def test_any_text_can_be_stored_and_an_id_that_cannot_is_refused(url, client):
     conversation = client.conversations.create()
     assert ask(client, "nothing \0 to see", conversation=conversation.id).output_text == "1 items"
     listed = httpx2.get(f"{url}/agent/conversations").json()["data"]
@@ -329,7 +284,7 @@ def test_any_text_can_be_kept_and_an_id_that_cannot_is_refused(url, client):
 
 
 @on_both
-def test_an_id_of_the_agents_that_cannot_be_kept_is_replaced(client):
+def test_an_id_of_the_agents_that_cannot_be_stored_is_replaced(client):
     created = ask(client, "long id")
     assert created.output_text == "named"
     assert client.responses.retrieve(created.id).to_dict() == created.to_dict()
@@ -403,8 +358,8 @@ def test_a_response_under_way_shows_the_items_that_are_done(client):
 
 
 @on_both
-def test_a_follower_of_a_long_run_is_shown_what_is_no_longer_in_memory(url, client, monkeypatch):
-    monkeypatch.setattr("agent_kit.runs.event_log._MOST_SHOWN", 3)
+def test_a_reader_of_a_long_run_gets_what_is_no_longer_in_memory(url, client, monkeypatch):
+    monkeypatch.setattr("agent_kit.runs.event_log._MAX_IN_MEMORY", 3)
     monkeypatch.setattr("agent_kit.store.runs._BATCHES_AT_ONCE", 2)
     created = ask(client, "count for ever", background=True)
     first, again = (read_events(url, created.id, 30) for _ in range(2))
@@ -452,7 +407,7 @@ def test_a_failed_background_run_says_so(client, caplog):
 
 @on_both
 def test_who_follows_elsewhere_is_told_of_a_deletion(store, client, monkeypatch):
-    monkeypatch.setattr(run_log, "_POLL_SECONDS", 1)
+    monkeypatch.setattr(event_log, "_POLL_SECONDS", 1)
     running = ask(client, "count for ever", background=True)
     with make_server(**store).serve() as elsewhere:
         path = f"{elsewhere}/v1/responses/{running.id}"
@@ -575,7 +530,7 @@ def test_what_is_compacted_twice_loses_nothing_more(client):
     ]
 
 
-# Whose it is ----------------------------------------------------------------------------------
+# Owners ------------------------------------------------------------------------------------
 
 
 @on_both
@@ -625,7 +580,7 @@ def test_a_background_run_keeps_its_users_identity():
 # Without a store ------------------------------------------------------------------------------
 
 
-def test_without_a_store_state_is_refused_by_name():
+def test_without_a_store_state_is_refused_with_its_parameter():
     server = make_server(AGENT_KIT_STORE_URL="none")
     with server.serve() as url:
         assert httpx2.post(f"{url}/v1/responses", json={"input": "Hi"}).status_code == 200
@@ -640,11 +595,3 @@ def test_without_a_store_state_is_refused_by_name():
 def test_the_threads_of_the_store_end_with_the_server(served, client):
     ask(client, "slowly", background=True)
     assert any(thread.name.startswith("store-") for thread in threading.enumerate())
-
-
-@pytest.fixture(autouse=True)
-def no_threads_of_the_store_are_left() -> Iterator[None]:
-    before = threading.enumerate()
-    yield
-    left = [thread.name for thread in threading.enumerate() if thread not in before]
-    assert not [name for name in left if name.startswith("store-")]

@@ -27,23 +27,23 @@ AGENT = """
 
     @server.stream(resumable=os.environ.get("RESUMABLE") == "1")
     async def answer(request):
-        said = request.input[-1]["content"]
-        if said == "die once":
+        text = request.input[-1]["content"]
+        if text == "die once":
             yield CALL
             if current_context().attempt == 2:
                 yield FOUND
         yield f"worker {os.getpid()} attempt {current_context().attempt} items {len(request.input)}"
-        if said == "wait":
+        if text == "wait":
             open("begun", "w").close()
             try:
                 await asyncio.sleep(60)
             finally:
                 open(f"closed-{os.getpid()}", "w").close()
-        if said == "die once" and current_context().attempt == 1:
+        if text == "die once" and current_context().attempt == 1:
             await asyncio.sleep(60)
-        if said.startswith("take "):
+        if text.startswith("take "):
             for _ in range(10):
-                await asyncio.sleep(float(said[5:]) / 10)
+                await asyncio.sleep(float(text[5:]) / 10)
                 yield " more"
         yield " end"
 
@@ -113,13 +113,13 @@ class Cluster:
         return self.get(response_id)
 
     def first_words(self, response_id: str, attempt: int = 1) -> str:
-        """What the agent said first in an attempt, once it is stored."""
+        """Return the first text of an attempt, once it is stored."""
         url = f"{self.url}/v1/responses/{response_id}?stream=true"
         with self.http.stream("GET", url) as answer:
             for line in answer.iter_lines():
                 if line.startswith("data: {") and f"attempt {attempt} " in line:
                     return json.loads(line[6:])["delta"]
-        raise AssertionError("the agent said nothing")
+        raise AssertionError("the agent has produced no text")
 
     def kill(self) -> None:
         """Kill the server and all of its workers, as no handler can prevent."""

@@ -3,7 +3,7 @@
     with PostgresServer() as server:
         url = server.new_database()
 
-It listens on a socket in its folder alone, and keeps nothing safe from a power cut.
+It listens on a socket in its folder alone, and does not protect its data from a power cut.
 """
 
 import itertools

@@ -11,10 +11,11 @@ from openai import NotFoundError, OpenAI
 from sqlalchemy import inspect
 from support.postgres_server import PostgresServer
 
-from agent_kit.runs.supervisor import Keeper
+from agent_kit.runs.supervisor import Supervisor
 from agent_kit.server import AgentServer, create_server
 from agent_kit.settings import StoreSettings, load_settings
-from agent_kit.store.schema import make_engine, migrate, prepare_database
+from agent_kit.store.database import make_engine, migrate, prepare_database
+from agent_kit.store.schema import store_tables
 
 PATIENCE = 60
 CANCEL_SECONDS = 1
@@ -79,14 +80,13 @@ def test_two_servers_on_one_database_are_one(database):
         here.responses.delete(created.id)
         with pytest.raises(NotFoundError):
             there.responses.retrieve(created.id)
-        forget_everything(one)
+        expire_everything(one)
         with pytest.raises(NotFoundError):
             there.responses.retrieve(running.id)
 
 
-def forget_everything(server: AgentServer) -> None:
-    keeper = Keeper(server.state.hub, StoreSettings(days=1e-9), lambda run: None)
-    keeper.forget()
+def expire_everything(server: AgentServer) -> None:
+    Supervisor(server.state.hub, StoreSettings(days=1e-9), lambda run: None).expire()
 
 
 def test_servers_that_start_together_prepare_the_database_once(database):
@@ -111,8 +111,6 @@ def test_the_migrations_make_the_same_tables(database):
     from alembic.autogenerate import compare_metadata
     from alembic.runtime.migration import MigrationContext
     from sqlalchemy import text
-
-    from agent_kit.store.schema import store_tables
 
     engine = make_engine(database)
     with engine.connect() as connection:

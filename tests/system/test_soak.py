@@ -35,7 +35,7 @@ LOST = (httpx2.TransportError, ConnectionError)
 
 @dataclass
 class Claim:
-    """What a client was told, and may rely on: the whole answer, or the events so far."""
+    """What a client has received, and may rely on: the whole answer, or the events so far."""
 
     id: str
     answer: dict[str, Any] | None = None
@@ -84,7 +84,7 @@ def _is_last(event: dict[str, Any]) -> bool:
 
 
 def cancel(cluster: Cluster, chance: random.Random) -> Iterator[Claim]:
-    """Begin a run in the background and cancel it."""
+    """Start a run in the background and cancel it."""
     claim = Claim(cluster.post(input="take 3", background=True)["id"])
     yield claim
     time.sleep(chance.random())
@@ -109,7 +109,7 @@ KINDS: list[Callable[[Cluster, random.Random], Iterator[Claim]]] = [ask, follow,
 
 
 def use(cluster: Cluster, seed: int, until: float) -> list[Claim]:
-    """Be one client until the time is over; return everything it was told."""
+    """Be one client until the time is over; return everything it has received."""
     chance, claims = random.Random(seed), []
     while time.monotonic() < until:
         try:
@@ -123,7 +123,7 @@ def kill_workers(cluster: Cluster, stop: threading.Event) -> int:
     """Kill a worker every few seconds; the server starts others in their place."""
     chance, killed = random.Random(0), 0
     while not stop.wait(chance.uniform(*KILL_EVERY)):
-        with suppress(IndexError, psutil.Error):  # none is there, or not any more
+        with suppress(IndexError, psutil.Error):  # no worker is running, or it has just ended
             chance.choice(workers_of(cluster)).kill()
             killed += 1
     return killed
@@ -135,7 +135,7 @@ def workers_of(cluster: Cluster) -> list[psutil.Process]:
 
 
 def verify(cluster: Cluster, claim: Claim) -> str:
-    """See that a client was told the truth; return how its response ended."""
+    """Check what a client has received; return the final status of its response."""
     wait_until(lambda: cluster.get(claim.id)["status"] in ENDED)
     stored = cluster.get(claim.id)
     if claim.answer:
@@ -161,7 +161,7 @@ def store(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.mark.timeout(SECONDS + 600)
 @pytest.mark.parametrize("resumable", ["0", "1"], ids=["ended", "run again"])
-def test_clients_are_told_the_truth_while_workers_are_killed(tmp_path, store, resumable):
+def test_clients_receive_what_is_stored_while_workers_are_killed(tmp_path, store, resumable):
     settings = {"RESUMABLE": resumable, "AGENT_KIT_STORE_URL": store}
     with Cluster(tmp_path, WORKERS, **settings) as cluster:
         stop, until = threading.Event(), time.monotonic() + SECONDS

@@ -18,7 +18,7 @@ CANCEL_SECONDS = 1
 
 
 def test_four_workers_behave_as_one_server(tmp_path):
-    # No worker shall be taken for dead because the machine is busy.
+    # No worker must be considered dead because the machine is busy.
     with Cluster(tmp_path, workers=4, AGENT_KIT_STORE_LEASE_SECONDS="60") as cluster:
         workers = set()
         previous: dict[str, Any] = {}
@@ -60,14 +60,14 @@ def test_a_killed_workers_run_is_ended_by_another(tmp_path):
         check_stream(cluster.events(running))
 
 
-def test_an_outage_of_the_store_takes_no_worker_for_dead(tmp_path):
+def test_an_outage_of_the_store_makes_no_worker_seem_dead(tmp_path):
     with Cluster(tmp_path, workers=4) as cluster:
         taken = [cluster.post(input="take 8", background=True)["id"] for _ in range(8)]
         for response_id in taken:
             cluster.first_words(response_id)
         with contextlib.closing(sqlite3.connect(tmp_path / ".agent_kit/store.db")) as other:
             other.execute("BEGIN IMMEDIATE")
-            time.sleep(2 * LEASE)  # nobody can tell that it is alive
+            time.sleep(2 * LEASE)  # no worker can send a heartbeat
             other.rollback()
         ended = [cluster.wait_for_end(response_id) for response_id in taken]
         assert {response["status"] for response in ended} == {"completed"}
@@ -91,7 +91,7 @@ def test_a_killed_workers_run_is_repeated_where_the_agent_is_resumable(tmp_path)
         ]
 
 
-def test_a_run_that_kills_its_workers_is_given_up(tmp_path):
+def test_a_run_that_kills_its_workers_ends_as_failed(tmp_path):
     with Cluster(tmp_path, workers=1, RESUMABLE="1") as cluster:
         running = cluster.post(input="wait", background=True)["id"]
         for attempt in (1, 2, 3):
@@ -101,7 +101,7 @@ def test_a_run_that_kills_its_workers_is_given_up(tmp_path):
         assert cluster.wait_for_end(running)["status"] == "failed"
 
 
-def test_nothing_is_forgotten_when_the_whole_server_is_killed(tmp_path):
+def test_nothing_is_lost_when_the_whole_server_is_killed(tmp_path):
     with Cluster(tmp_path, workers=2) as cluster:
         finished = [cluster.post(input="Hello") for _ in range(10)]
         running = [
@@ -157,7 +157,7 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path):
 
 @pytest.fixture
 def stopping(tmp_path) -> Iterator[Cluster]:
-    """A server that waits for nobody when it stops, and whose log then shows no traceback."""
+    """A server that does not wait for its clients when it stops, and logs no traceback then."""
     with Cluster(tmp_path, AGENT_KIT_SERVER_SHUTDOWN_SECONDS="0.2") as cluster:
         yield cluster
         cluster.process.wait(PATIENCE)
@@ -165,7 +165,7 @@ def stopping(tmp_path) -> Iterator[Cluster]:
 
 
 @pytest.mark.parametrize("store", [True, False], ids=["stored", "not stored"])
-def test_a_stream_that_the_server_cuts_at_its_end_says_so(stopping, store):
+def test_a_stream_that_the_server_cuts_at_its_end_has_an_error(stopping, store):
     body = {"input": "wait", "stream": True, "store": store}
     with stopping.http.stream("POST", f"{stopping.url}/v1/responses", json=body) as answer:
         lines = answer.iter_lines()
@@ -177,7 +177,7 @@ def test_a_stream_that_the_server_cuts_at_its_end_says_so(stopping, store):
     assert rest[-1] == "data: [DONE]"
 
 
-def test_a_plain_answer_that_the_server_cuts_at_its_end_is_an_error_that_says_so(stopping):
+def test_a_plain_answer_that_the_server_cuts_at_its_end_is_an_error(stopping):
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(
             stopping.http.post, f"{stopping.url}/v1/responses", json={"input": "wait"}
@@ -189,7 +189,7 @@ def test_a_plain_answer_that_the_server_cuts_at_its_end_is_an_error_that_says_so
     assert "stopped" in answer.json()["error"]["message"]
 
 
-def test_one_who_follows_a_run_is_let_go_when_the_server_stops(stopping):
+def test_a_reader_of_a_run_is_disconnected_when_the_server_stops(stopping):
     running = stopping.post(input="wait", background=True)["id"]
     url = f"{stopping.url}/v1/responses/{running}?stream=true"
     with stopping.http.stream("GET", url) as answer:

@@ -1,4 +1,4 @@
-"""Runs the migrations of the store on the connection that `agent_kit.store.schema` hands over."""
+"""Runs the migrations of the store on the connection that `agent_kit.store.database` passes."""
 
 from alembic import context
 

@@ -9,21 +9,15 @@ import time
 import httpx2
 import pytest
 from sqlalchemy import text
-from test_state import make_server, no_threads_of_the_store_are_left  # noqa: F401
+from support.state_support import make_server
 
-from agent_kit.runs import event_log as run_log
+from agent_kit.runs import event_log
 from agent_kit.runs.durable_run import RunHub
-from agent_kit.runs.supervisor import Keeper
+from agent_kit.runs.supervisor import Supervisor
 from agent_kit.settings import StoreSettings
-from agent_kit.store import schema as store_schema
-from agent_kit.store.database import Database
-from agent_kit.store.schema import (
-    StoreError,
-    make_engine,
-    migrate,
-    prepare_database,
-    store_tables,
-)
+from agent_kit.store import database as store_database
+from agent_kit.store.database import Database, StoreError, make_engine, migrate, prepare_database
+from agent_kit.store.schema import SCHEMA_VERSION, store_tables
 
 
 def file_url(tmp_path, name="store.db") -> str:
@@ -38,7 +32,7 @@ def test_the_migrations_make_the_tables_that_are_declared(tmp_path):
     with engine.connect() as connection, connection.begin():
         migrate(connection)
         context = MigrationContext.configure(connection)
-        assert context.get_current_revision() == store_schema.SCHEMA_VERSION
+        assert context.get_current_revision() == SCHEMA_VERSION
         assert compare_metadata(context, store_tables().metadata) == []
     prepare_database(engine)
     engine.dispose()
@@ -67,7 +61,7 @@ def test_an_older_database_is_migrated_and_a_newer_one_is_refused(tmp_path):
         ("postgresql://user:hunter2@127.0.0.1:1/none", "cannot be used"),
     ],
 )
-def test_a_database_that_cannot_be_used_says_so_without_secrets(url, message):
+def test_a_database_that_cannot_be_used_is_reported_without_secrets(url, message):
     database = Database(url)
     with pytest.raises(StoreError, match=message) as caught:
         database.read_now(lambda connection: None)
@@ -76,23 +70,23 @@ def test_a_database_that_cannot_be_used_says_so_without_secrets(url, message):
     database.close()
 
 
-def test_what_the_driver_says_is_for_the_log_alone(caplog):
+def test_the_drivers_message_is_only_in_the_log(caplog):
     server = make_server(AGENT_KIT_STORE_URL="postgresql://ada@127.0.0.1:1/none")
     with server.serve() as url:
         for path in ("responses", "conversations"):
             refused = httpx2.post(f"{url}/v1/{path}", json={"input": "Hi"})
             assert (refused.status_code, "127.0.0.1" in refused.text) == (503, False)
-    told = [record.getMessage() for record in caplog.records if "failed" in record.getMessage()]
-    assert any("127.0.0.1" in line and "/v1/conversations" in line for line in told)
-    assert any("127.0.0.1" in line and "Request req_" in line for line in told)
+    messages = [record.getMessage() for record in caplog.records if "failed" in record.getMessage()]
+    assert any("127.0.0.1" in line and "/v1/conversations" in line for line in messages)
+    assert any("127.0.0.1" in line and "Request req_" in line for line in messages)
 
 
 async def use_while_it_closes(database):
-    reading, go_on = threading.Event(), threading.Event()
+    reading, resume = threading.Event(), threading.Event()
 
     def read_slowly(connection):
         reading.set()
-        return go_on.wait(50)
+        return resume.wait(50)
 
     slow = asyncio.create_task(database.read(read_slowly))
     await asyncio.to_thread(reading.wait, 50)
@@ -104,7 +98,7 @@ async def use_while_it_closes(database):
         assert await database.write(lambda connection, items: [2], 1) == 2
         assert await database.read(lambda connection: 3) == 3
     finally:
-        go_on.set()
+        resume.set()
         assert await slow
         await closing
         await asyncio.to_thread(database.close)
@@ -116,20 +110,23 @@ def test_a_database_that_is_used_while_it_closes_opens_again(tmp_path):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(store_schema, "_BUSY_SECONDS", 0.2)
-    monkeypatch.setattr(run_log, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(store_database, "_BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(event_log, "_PATIENCE_SECONDS", 0.2)
 
 
 def test_a_locked_database_is_a_clear_error_and_loses_nothing(tmp_path, impatient, caplog):
     server = make_server()
     with server.serve() as url:
-        kept = httpx2.post(f"{url}/v1/responses", json={"input": "Hi"}).json()
+        stored = httpx2.post(f"{url}/v1/responses", json={"input": "Hi"}).json()
         endless = {"input": "count for ever", "background": True}
         running = httpx2.post(f"{url}/v1/responses", json=endless).json()["id"]
+        follow = f"{url}/v1/responses/{running}?stream=true"
         with contextlib.closing(sqlite3.connect(tmp_path / ".agent_kit/store.db")) as other:
-            other.execute("BEGIN IMMEDIATE")
-            follow = f"{url}/v1/responses/{running}?stream=true"
-            assert '"store_busy"' in httpx2.get(follow, timeout=50).text
+            with httpx2.stream("GET", follow, timeout=50) as answer:
+                lines = answer.iter_lines()
+                assert any("output_text.delta" in line for line in lines)
+                other.execute("BEGIN IMMEDIATE")
+                assert any('"store_busy"' in line for line in lines)
             refused = httpx2.post(f"{url}/v1/responses", json={"input": "Hi"}, timeout=30)
             assert refused.status_code == 503
             assert refused.json()["error"]["code"] == "store_busy"
@@ -139,16 +136,16 @@ def test_a_locked_database_is_a_clear_error_and_loses_nothing(tmp_path, impatien
             streamed = {"input": "slowly", "stream": True}
             answer = httpx2.post(f"{url}/v1/responses", json=streamed, timeout=30)
             assert '"store_busy"' in answer.text
-            assert "output_text.delta" not in answer.text, "shown, though it was not stored"
+            assert "output_text.delta" not in answer.text, "sent, though it was not stored"
             other.rollback()
-        assert httpx2.get(f"{url}/v1/responses/{kept['id']}").json() == kept
-        follow = {"input": "Hi", "previous_response_id": kept["id"]}
+        assert httpx2.get(f"{url}/v1/responses/{stored['id']}").json() == stored
+        follow = {"input": "Hi", "previous_response_id": stored["id"]}
         assert httpx2.post(f"{url}/v1/responses", json=follow).status_code == 200
 
 
 def test_writes_that_wait_for_a_locked_database_do_not_wait_for_each_other(tmp_path, monkeypatch):
     busy, count = 0.5, 40
-    monkeypatch.setattr(store_schema, "_BUSY_SECONDS", busy)
+    monkeypatch.setattr(store_database, "_BUSY_SECONDS", busy)
     database = Database(file_url(tmp_path))
     database.open()
 
@@ -167,7 +164,7 @@ def test_writes_that_wait_for_a_locked_database_do_not_wait_for_each_other(tmp_p
     database.close()
 
 
-def test_old_chains_are_forgotten_as_a_whole_and_too_large_ones_first(tmp_path):
+def test_old_chains_expire_as_a_whole_and_the_oldest_first_when_the_store_is_too_large(tmp_path):
     server = make_server()
     with server.serve() as url:
         path = f"{url}/v1/responses"
@@ -180,32 +177,32 @@ def test_old_chains_are_forgotten_as_a_whole_and_too_large_ones_first(tmp_path):
             change = "UPDATE responses SET created_at = ? WHERE id IN (?, ?)"
             other.execute(change, (past, old, chain))
             other.commit()
-        Keeper(server.state.hub, StoreSettings(days=1), lambda run: None).forget()
+        Supervisor(server.state.hub, StoreSettings(days=1), lambda run: None).expire()
         found = [httpx2.get(f"{path}/{one}").status_code for one in (old, chain, newest)]
         assert found == [404, 200, 200]
         with contextlib.closing(sqlite3.connect(tmp_path / ".agent_kit/store.db")) as other:
             other.execute("UPDATE responses SET created_at = ?", (time.time() - 1000,))
             other.commit()
-        Keeper(server.state.hub, StoreSettings(max_bytes=1), lambda run: None).forget()
+        Supervisor(server.state.hub, StoreSettings(max_bytes=1), lambda run: None).expire()
         assert httpx2.get(f"{path}/{newest}").status_code == 404
 
 
-def test_a_store_that_cannot_be_reached_is_complained_about_once(tmp_path, caplog):
+def test_a_store_that_cannot_be_reached_is_logged_once(tmp_path, caplog):
     tried = threading.Semaphore(0)
 
     class Unreachable(Database):
         def write_now(self, function, *arguments):
             tried.release()
-            raise StoreError("nobody answers")
+            raise StoreError("no server answers")
 
     database = Unreachable(f"sqlite:///{tmp_path}/store.db")
-    # With this lease, the keeper has nothing to do every other time.
-    keeper = Keeper(RunHub(database), StoreSettings(lease_seconds=6), lambda run: None)
-    keeper.start()
+    # With this lease, the supervisor has nothing to do every other time.
+    supervisor = Supervisor(RunHub(database), StoreSettings(lease_seconds=6), lambda run: None)
+    supervisor.start()
     for _ in range(4):
         assert tried.acquire(timeout=20)
-    keeper.stop()
+    supervisor.stop()
     database.close()
     assert [record.getMessage() for record in caplog.records] == [
-        "The store cannot be kept in order: nobody answers"
+        "The store cannot be maintained: no server answers"
     ]
