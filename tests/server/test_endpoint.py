@@ -109,11 +109,18 @@ def test_the_openapi_document_is_sound(echo):
     ]
     assert len({operation["operationId"] for _, operation in found}) == len(found)
     for path, operation in found:
-        declared = {it["name"] for it in operation["parameters"] if it["in"] == "path"}
+        declared = {it["name"] for it in operation.get("parameters", []) if it["in"] == "path"}
         assert declared == set(re.findall(r"{(\w+)}", path)), path
     below = httpx2.get(f"{echo}/api/openapi.json").json()
     assert below["servers"] == [{"url": "/api"}]
     assert below["paths"] == document["paths"]
+
+
+def test_the_openapi_document_shows_the_query_parameters(echo):
+    paths = httpx2.get(f"{echo}/openapi.json").json()["paths"]
+    listed = paths["/v1/responses/{response_id}/input_items"]["get"]["parameters"]
+    names = {parameter["name"] for parameter in listed if parameter["in"] == "query"}
+    assert names == {"limit", "order", "after", "include", "include[]"}
 
 
 def test_every_route_of_the_document_is_below_api_too(echo):

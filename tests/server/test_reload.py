@@ -1,6 +1,7 @@
 """The reloading server: real notebooks, a real export, real server processes on a real port."""
 
 import contextlib
+import importlib
 import os
 import queue
 import select
@@ -60,8 +61,8 @@ serve_with_reload(
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """An nbdev project with one notebook, which exports `greeter/app.py`."""
-    (tmp_path / "nbs").mkdir()
+    """An nbdev project with one notebook, in a folder, which exports `greeter/web/app.py`."""
+    (tmp_path / "nbs/web").mkdir(parents=True)
     (tmp_path / "pyproject.toml").write_text(PYPROJECT)
     save_notebook(tmp_path, APP.format(reply="one"))
     return tmp_path
@@ -70,16 +71,16 @@ def project(tmp_path: Path) -> Path:
 def save_notebook(project: Path, app: str) -> None:
     cells = [
         mk_cell("# Greeter", "markdown", id="title"),
-        mk_cell("#| default_exp app", id="default"),
+        mk_cell("#| default_exp web.app", id="default"),
         mk_cell(f"#| export\n\n{app.strip()}", id="app"),
     ]
-    write_nb(new_nb(cells), project / "nbs/app.ipynb")
+    write_nb(new_nb(cells), project / "nbs/web/10_app.ipynb")
 
 
 class Supervisor:
     """A running `serve_with_reload`; everything it prints ends up in `said`."""
 
-    def __init__(self, folder: Path, app: str = "greeter.app:app", port: int = 0) -> None:
+    def __init__(self, folder: Path, app: str = "greeter.web.app:app", port: int = 0) -> None:
         self.said: list[str] = []
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, app, str(port)],
@@ -126,7 +127,7 @@ class Supervisor:
 
 
 @contextlib.contextmanager
-def supervised(folder: Path, app: str = "greeter.app:app") -> Iterator[Supervisor]:
+def supervised(folder: Path, app: str = "greeter.web.app:app") -> Iterator[Supervisor]:
     supervisor = Supervisor(folder, app)
     try:
         yield supervisor
@@ -151,22 +152,22 @@ def wait_until_gone(process: int) -> None:
 
 def test_a_line_of_a_module_is_found_in_its_notebook(project: Path) -> None:
     export_notebooks(project)
-    module = project / "greeter/app.py"
+    module = project / "greeter/web/app.py"
     rows = module.read_text().splitlines()
     found = find_cell(module, rows.index("import asyncio, os") + 1)
     assert found
-    assert (found.notebook, found.cell, found.line) == (project / "nbs/app.ipynb", 3, 3)
+    assert (found.notebook, found.cell, found.line) == (project / "nbs/web/10_app.ipynb", 3, 3)
 
 
 def test_lines_without_a_notebook_cell_are_not_found(project: Path) -> None:
     export_notebooks(project)
-    module = project / "greeter/app.py"
+    module = project / "greeter/web/app.py"
     assert find_cell(module, 1) is None
     assert find_cell(module, 10_000) is not None  # the end of the last cell
     assert find_cell(project / "missing.py", 1) is None
     (project / "by_hand.py").write_text("answer = 42\n")
     assert find_cell(project / "by_hand.py", 1) is None
-    (project / "nbs/app.ipynb").unlink()
+    (project / "nbs/web/10_app.ipynb").unlink()
     assert find_cell(module, 10_000) is None
 
 
@@ -179,12 +180,12 @@ def test_an_error_is_told_with_its_way_through_notebook_and_file(
     monkeypatch.chdir(project)
     monkeypatch.syspath_prepend(str(project))
     with pytest.raises(KeyError) as caught:
-        __import__("greeter.app")
-    for name in ("helper", "greeter.app", "greeter"):
+        importlib.import_module("greeter.web.app")
+    for name in ("helper", "greeter.web.app", "greeter.web", "greeter"):
         sys.modules.pop(name, None)
     told = explain_error(caught.value.with_traceback(caught.tb.tb_next))
     assert told.splitlines() == [
-        "  nbs/app.ipynb, cell 3, line 4",
+        "  nbs/web/10_app.ipynb, cell 3, line 4",
         "    helper.fail()",
         "  helper.py, line 2",
         "    raise KeyError('model')",
@@ -196,28 +197,28 @@ def test_an_error_is_told_with_its_way_through_notebook_and_file(
 
 
 def test_export_writes_only_what_is_new(project: Path) -> None:
-    assert project / "greeter/app.py" in export_notebooks(project)
-    written = (project / "greeter/app.py").stat().st_mtime_ns
+    assert project / "greeter/web/app.py" in export_notebooks(project)
+    written = (project / "greeter/web/app.py").stat().st_mtime_ns
     save_notebook(project, APP.format(reply="one"))
     assert export_notebooks(project) == []
-    assert (project / "greeter/app.py").stat().st_mtime_ns == written
+    assert (project / "greeter/web/app.py").stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize(
     ("app", "where"),
     [
-        ("answer = 1\ndef broken(:", "nbs/app.ipynb, cell 3, line 4"),
-        ("%load_ext magic", "nbs/app.ipynb, cell 3, line 3"),
+        ("answer = 1\ndef broken(:", "nbs/web/10_app.ipynb, cell 3, line 4"),
+        ("%load_ext magic", "nbs/web/10_app.ipynb, cell 3, line 3"),
     ],
 )
 def test_a_cell_that_does_not_compile_writes_nothing(project: Path, app: str, where: str) -> None:
     export_notebooks(project)
-    before = (project / "greeter/app.py").read_text()
+    before = (project / "greeter/web/app.py").read_text()
     save_notebook(project, app)
     with pytest.raises(ExportError, match="SyntaxError") as caught:
         export_notebooks(project)
     assert where in str(caught.value)
-    assert (project / "greeter/app.py").read_text() == before
+    assert (project / "greeter/web/app.py").read_text() == before
 
 
 def test_a_file_that_is_no_notebook_is_named(project: Path) -> None:
@@ -228,7 +229,7 @@ def test_a_file_that_is_no_notebook_is_named(project: Path) -> None:
 
 def test_an_edit_of_the_module_after_its_notebook_is_kept(project: Path) -> None:
     export_notebooks(project)
-    module = project / "greeter/app.py"
+    module = project / "greeter/web/app.py"
     module.write_text("edited = True\n")
     assert export_notebooks(project) == []
     assert module.read_text() == "edited = True\n"
@@ -255,7 +256,7 @@ def test_a_saved_notebook_is_served_and_no_request_is_lost(project: Path) -> Non
         asking = threads.submit(keep_asking, supervisor)
         for reply in ("two", "three"):
             save_notebook(project, APP.format(reply=reply))
-            supervisor.wait_for("the new code answers")
+            supervisor.wait_for("the new code is serving")
             assert supervisor.ask() == reply
         asking.result(PATIENCE)
     assert sorted(set(replies), key=replies.index) == ["one", "two", "three"]
@@ -267,7 +268,7 @@ def test_a_request_under_way_is_finished_by_the_code_that_began_it(project: Path
         with urllib.request.urlopen(supervisor.url + "/slow", timeout=PATIENCE) as slow:
             assert slow.read(6) == b"begun "
             save_notebook(project, APP.format(reply="two"))
-            supervisor.wait_for("the new code answers")
+            supervisor.wait_for("the new code is serving")
             assert supervisor.ask() == "two"
             assert slow.read() == b"one"
 
@@ -276,16 +277,16 @@ def test_mistakes_leave_the_old_code_answering(project: Path) -> None:
     with supervised(project) as supervisor:
         supervisor.start()
         save_notebook(project, "def app(:")
-        supervisor.wait_for("nbs/app.ipynb, cell 3, line 3")
+        supervisor.wait_for("nbs/web/10_app.ipynb, cell 3, line 3")
         supervisor.wait_for("SyntaxError")
         assert supervisor.ask() == "one"
         save_notebook(project, "import asyncio\n\nmissing_name")
-        supervisor.wait_for("nbs/app.ipynb, cell 3, line 5")
+        supervisor.wait_for("nbs/web/10_app.ipynb, cell 3, line 5")
         supervisor.wait_for("NameError: name 'missing_name' is not defined")
-        supervisor.wait_for("the old code goes on answering")
+        supervisor.wait_for("the old code continues to serve")
         assert supervisor.ask() == "one"
         save_notebook(project, APP.format(reply="two"))
-        supervisor.wait_for("the new code answers")
+        supervisor.wait_for("the new code is serving")
         assert supervisor.ask() == "two"
 
 
@@ -294,7 +295,7 @@ def test_a_first_start_that_fails_waits_for_the_change(tmp_path: Path) -> None:
     with supervised(tmp_path, "single:app") as supervisor:
         supervisor.url = supervisor.wait_for("http://").split()[-1]
         supervisor.wait_for("SystemExit: no model configured")
-        supervisor.wait_for("nothing answers yet")
+        supervisor.wait_for("nothing is served yet")
         (tmp_path / "single.py").write_text(APP.format(reply="fixed"))
         supervisor.wait_for("ready")
         assert supervisor.ask() == "fixed"
@@ -309,10 +310,10 @@ def test_only_another_text_starts_a_new_generation(tmp_path: Path) -> None:
         module.write_text(APP.format(reply="one"))
         (tmp_path / "notes.txt").write_text("no code")
         (tmp_path / "settings.ini").write_text("[agent]\nmodel = offline\n")
-        supervisor.wait_for("the new code answers")
+        supervisor.wait_for("the new code is serving")
         assert supervisor.ask("/process") != first
         supervisor.end()
-        assert "".join(supervisor.said).count("the new code answers") == 1
+        assert "".join(supervisor.said).count("the new code is serving") == 1
 
 
 def test_a_server_that_died_comes_back_with_a_change(tmp_path: Path) -> None:

@@ -298,14 +298,41 @@ def test_respond_raises_the_error_of_the_answer():
     assert json.dumps(caught.value.error)
 
 
-@pytest.mark.parametrize(("chosen", "serving"), [(700, 10_000), (0, 0), (50_000, 50_000)])
-def test_serving_looks_for_garbage_less_often_unless_somebody_has_chosen(chosen, serving):
-    before = gc.get_threshold()
+def test_serving_from_a_notebook_does_not_change_the_collector():
+    threshold = gc.get_threshold()
     server = create_server()
     server.invoke()(returns)
-    try:
-        gc.set_threshold(chosen, *before[1:])
-        with server.serve():
-            assert gc.get_threshold() == (serving, *before[1:])
-    finally:
-        gc.set_threshold(*before)
+
+    async def call():
+        async with server.client() as client:
+            await client.responses.create(input="Hello")
+            return gc.get_threshold()
+
+    with server.serve() as url:
+        assert httpx2.post(f"{url}/invocations", json=QUESTION).status_code == 200
+        assert gc.get_threshold() == threshold
+    assert asyncio.run(call()) == threshold
+    assert gc.get_threshold() == threshold
+
+
+COLLECTOR = """
+    import asyncio, gc, sys
+    from agent_kit.server import create_server
+
+    server = create_server()
+    server.invoke()(lambda request: "answer")
+    gc.set_threshold(int(sys.argv[1]), 11, 12)
+
+    async def main():
+        async with server.app.router.lifespan_context(server.app):
+            print(*gc.get_threshold())
+
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(("chosen", "serving"), [(700, 10_000), (0, 0), (50_000, 50_000)])
+def test_a_process_that_only_serves_collects_less_often_unless_configured(chosen, serving):
+    command = [sys.executable, "-c", textwrap.dedent(COLLECTOR), str(chosen)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(serving), "11", "12"]

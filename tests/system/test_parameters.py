@@ -1,4 +1,4 @@
-"""Every parameter of the Responses API: taken, echoed, handed over, or refused by name."""
+"""Every parameter of the Responses API: taken, echoed, passed on, or refused by name."""
 
 import asyncio
 import inspect
@@ -143,8 +143,8 @@ def test_a_parameter_is_accepted_echoed_and_reaches_the_agent(client, seen, name
     response = client.responses.create(**{"input": "Hi", name: value})
     body = response.to_dict()
     check_response(body)
-    given = getattr(seen[-1], name)
-    assert (given.model_dump() if isinstance(given, BaseModel) else given) == value
+    received = getattr(seen[-1], name)
+    assert (received.model_dump() if isinstance(received, BaseModel) else received) == value
     if echoed is SAME:
         assert body[name] == value
     elif echoed is not None:
@@ -193,9 +193,9 @@ def test_unknown_parameters_are_ignored_and_logged_once(url, seen, monkeypatch, 
         assert answer.status_code == 200
         assert "frobnicate" not in answer.text
     assert seen[-1].model_extra == odd
-    told = [record.getMessage() for record in caplog.records]
-    assert len([text for text in told if "frobnicate" in text]) == 1
-    assert len(told) == len(odd)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len([text for text in messages if "frobnicate" in text]) == 1
+    assert len(messages) == len(odd)
 
 
 @pytest.mark.parametrize(
@@ -261,16 +261,16 @@ class Sum(BaseModel):
 
 
 async def in_every_way(url: str) -> list[str]:
-    said = []
+    texts = []
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
-        said.append((await client.responses.create(input="Hi")).output_text)
+        texts.append((await client.responses.create(input="Hi")).output_text)
         async with client.responses.stream(input="Hi", model="m") as stream:
             async for _ in stream:
                 pass
-            said.append((await stream.get_final_response()).output_text)
+            texts.append((await stream.get_final_response()).output_text)
         parsed = await client.responses.parse(input="Hi", model="m", text_format=Sum)
-        said.append(str(parsed.output_parsed))
-    return said
+        texts.append(str(parsed.output_parsed))
+    return texts
 
 
 async def yields_async(request):
@@ -307,15 +307,15 @@ def test_each_shape_of_agent_answers_each_way_of_asking(decorator, function):
         server.serve() as url,
         OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
     ):
-        said = [client.responses.create(input="Hi").output_text]
+        texts = [client.responses.create(input="Hi").output_text]
         with client.responses.stream(input="Hi", model="m") as stream:
             stream.until_done()
-            said.append(stream.get_final_response().output_text)
+            texts.append(stream.get_final_response().output_text)
         parsed = client.responses.parse(input="Hi", model="m", text_format=Sum)
-        said += [str(parsed.output_parsed), *asyncio.run(in_every_way(url))]
+        texts += [str(parsed.output_parsed), *asyncio.run(in_every_way(url))]
         raw = httpx2.post(f"{url}/v1/responses", json={"input": "Hi", "stream": True})
         plain = httpx2.post(f"{url}/v1/responses", json={"input": "Hi"}).json()
-    assert said == ['{"total": 391}', '{"total": 391}', "total=391"] * 2
+    assert texts == ['{"total": 391}', '{"total": 391}', "total=391"] * 2
     last = check_sse(raw.content)[-1]["response"]
     own = ("id", "created_at", "completed_at", "output")
     assert {k: v for k, v in last.items() if k not in own} == {
