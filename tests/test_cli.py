@@ -1,4 +1,4 @@
-"""The commands as a shell runs them: what they print, one line for an error, the exit code."""
+"""The commands as a shell runs them: their output, one line for an error, the exit code."""
 
 import json
 import os
@@ -48,17 +48,19 @@ def test_the_version() -> None:
     assert (done.returncode, done.stdout) == (0, f"agent-kit {__version__}\n")
 
 
-def test_settings_and_where_they_came_from(
+def test_settings_and_their_sources(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write("[server]\ntitle = Tea house\n")
     monkeypatch.setenv("AGENT_KIT_SERVER_PORT", "8123")
     assert agent_kit(["settings"]) == 0
     lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
-    shown = {line[0]: (line[1].strip() or line[-2].strip(), line[-1].strip()) for line in lines[1:]}
-    assert shown["server.title"][1] == "settings.ini"
-    assert shown["server.port"][1] == "environment AGENT_KIT_SERVER_PORT"
-    assert shown["server.host"][1] == "default"
+    output = {
+        line[0]: (line[1].strip() or line[-2].strip(), line[-1].strip()) for line in lines[1:]
+    }
+    assert output["server.title"][1] == "settings.ini"
+    assert output["server.port"][1] == "environment AGENT_KIT_SERVER_PORT"
+    assert output["server.host"][1] == "default"
 
 
 def test_an_error_is_one_line_and_with_debug_a_traceback() -> None:
@@ -135,9 +137,9 @@ def test_a_deployment_without_a_name_or_without_credentials(
     Path("app.yaml").write_bytes((PROJECT / "app.yaml").read_bytes())
     Path("requirements.txt").write_text("agent-kit\n")
     assert agent_kit(["deploy"]) == 1
-    shown = capsys.readouterr()
-    assert "databricks auth login" in shown.err
-    assert shown.err.count("\n") == 1
+    output = capsys.readouterr()
+    assert "databricks auth login" in output.err
+    assert output.err.count("\n") == 1
 
 
 def test_the_readme_deploys_what_app_yaml_reads() -> None:
@@ -155,7 +157,7 @@ def test_the_readme_deploys_what_app_yaml_reads() -> None:
 
 
 def sorted_rest(command: list[str], cosmetic: set[str]) -> list[str]:
-    """What `uv export --locked` is told besides, in order, without what only looks nicer."""
+    """The other options of `uv export --locked`, in order, without the cosmetic ones."""
     return [word for word in command[3:] if word not in cosmetic]
 
 
@@ -201,25 +203,25 @@ def test_the_server_answers_and_ends_by_a_signal() -> None:
         ("[server]\ntitel = x\n", [], "did you mean title?"),
     ],
 )
-def test_a_server_that_cannot_start_says_why_in_one_line(
+def test_a_server_that_cannot_start_reports_why_in_one_line(
     settings: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(settings)
     assert agent_server(arguments) == 1
-    shown = capsys.readouterr()
-    assert message in shown.err
-    assert shown.err.count("\n") == 1
+    output = capsys.readouterr()
+    assert message in output.err
+    assert output.err.count("\n") == 1
     with pytest.raises(Exception):  # noqa: B017, PT011
         agent_server(["--debug", *arguments])
 
 
 @pytest.mark.parametrize("arguments", [[], ["--workers", "2"], ["--reload"]])
-def test_a_port_in_use_is_told_before_anything_starts(
+def test_a_port_in_use_is_reported_before_anything_starts(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert agent_server(["--port", str(port), *arguments]) == 1
-    told = capsys.readouterr().err
-    assert f"cannot listen on 127.0.0.1, port {port}: Address already in use." in told
-    assert told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert f"cannot listen on 127.0.0.1, port {port}: Address already in use." in message
+    assert message.count("\n") == 1

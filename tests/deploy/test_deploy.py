@@ -1,4 +1,4 @@
-"""Deployment as a Databricks app, over HTTP, to a stand-in of a workspace."""
+"""Deployment as a Databricks app, over HTTP, to a simulated workspace."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +64,7 @@ def settings_of(project: Path, text: str = "", app_name: str = "my-agent") -> Se
 
 
 def run(settings: Settings, **options: bool) -> tuple[str | None, str]:
-    """Deploy; return the URL and all that was reported."""
+    """Deploy; return the URL and the output."""
     lines: list[str] = []
     url = deploy(settings, report=lines.append, **options)
     return url, "\n".join(lines)
@@ -74,7 +74,7 @@ def resource_names(workspace: Workspace) -> list[str]:
     return [each["name"] for each in workspace.apps["my-agent"]["resources"]]
 
 
-# The whole way
+# The whole deployment
 
 
 def test_a_first_deployment(workspace: Workspace, project: Path) -> None:
@@ -107,7 +107,7 @@ def test_the_files_arrive_as_files(workspace: Workspace, project: Path) -> None:
         assert workspace.files[f"{FOLDER}/{name}"] == path.read_bytes(), name
 
 
-def test_what_was_deleted_here_vanishes_there(workspace: Workspace, project: Path) -> None:
+def test_files_deleted_here_are_deleted_there(workspace: Workspace, project: Path) -> None:
     settings = settings_of(project)
     run(settings)
     workspace.files[f"{FOLDER}/by_hand.txt"] = b"not ours"
@@ -136,7 +136,7 @@ def test_a_second_deployment_changes_nothing_but_the_source(
     assert list(workspace.experiments) == ["1000"]
 
 
-def test_what_the_workspace_added_is_kept(workspace: Workspace, project: Path) -> None:
+def test_what_the_workspace_added_is_preserved(workspace: Workspace, project: Path) -> None:
     run(settings_of(project))
     added = {"name": "hub", "sql_warehouse": {"id": "12ab", "permission": "CAN_USE"}}
     app = workspace.apps["my-agent"]
@@ -162,7 +162,9 @@ def test_what_the_workspace_added_is_kept(workspace: Workspace, project: Path) -
     assert update.body["update_mask"] == "resources,user_api_scopes"
 
 
-def test_a_resource_of_ours_replaces_its_namesake(workspace: Workspace, project: Path) -> None:
+def test_a_resource_of_the_project_replaces_the_one_of_the_same_name(
+    workspace: Workspace, project: Path
+) -> None:
     run(settings_of(project, "[mlflow]\nexperiment_id = 7\n"))
     run(settings_of(project, "[mlflow]\nexperiment_id = 8\n"))
     [resource] = workspace.apps["my-agent"]["resources"]
@@ -189,13 +191,13 @@ def test_a_stopped_app_is_started(workspace: Workspace, project: Path) -> None:
     assert len(workspace.called("POST", ".*/start")) == 1
 
 
-def test_a_folder_of_one_s_own(workspace: Workspace, project: Path) -> None:
+def test_the_settings_name_another_folder(workspace: Workspace, project: Path) -> None:
     run(settings_of(project, "workspace_path = /Workspace/Shared/agents/mine/\n"))
     assert workspace.deployments[0]["source_code_path"] == "/Workspace/Shared/agents/mine"
     assert "/Workspace/Shared/agents/mine/app.yaml" in workspace.files
 
 
-def test_the_app_is_asked_with_oauth(
+def test_the_request_to_the_app_uses_oauth(
     workspace: Workspace, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DATABRICKS_TOKEN")
@@ -206,9 +208,9 @@ def test_the_app_is_asked_with_oauth(
     assert workspace.called("GET", "/deployed/my-agent/api/agent/info")[0].user == APP_USER
 
 
-def test_a_personal_access_token_cannot_ask_the_app(workspace: Workspace, project: Path) -> None:
+def test_the_app_refuses_a_personal_access_token(workspace: Workspace, project: Path) -> None:
     _, report = run(settings_of(project))
-    assert "Not checked: The app sends this request to its login page" in report
+    assert "Not checked: The app redirects this request to its login page" in report
     assert ADA_TOKEN not in report
 
 
@@ -225,22 +227,22 @@ def test_a_dry_run_needs_no_network(project: Path, monkeypatch: pytest.MonkeyPat
         "6 files",
         COMMIT,
         "MLFLOW_EXPERIMENT_ID from the resource experiment",
-        "the project's requirements.txt",
+        "the project's own file",
         "serving-endpoint",
     ]:
         assert part in report
 
 
-# What goes wrong
+# Errors
 
 
-def test_a_deployment_that_fails_says_where_the_log_is(workspace: Workspace, project: Path) -> None:
+def test_a_failed_deployment_names_its_log(workspace: Workspace, project: Path) -> None:
     workspace.deployment_failure = "Error installing packages"
     with pytest.raises(DeployError, match=r"Error installing packages.*/my-agent/logz"):
         run(settings_of(project))
 
 
-def test_a_resource_that_nobody_has_is_told_before_the_app_is_touched(
+def test_a_missing_resource_is_reported_before_the_app_is_changed(
     workspace: Workspace, project: Path
 ) -> None:
     (project / "app.yaml").write_text(
@@ -252,7 +254,7 @@ def test_a_resource_that_nobody_has_is_told_before_the_app_is_touched(
     assert workspace.files == {}
 
 
-def test_a_deleted_experiment_is_told(workspace: Workspace, project: Path) -> None:
+def test_a_deleted_experiment_is_reported(workspace: Workspace, project: Path) -> None:
     workspace.experiments["1"] = {
         "experiment_id": "1",
         "name": "/Shared/mine",
@@ -286,18 +288,20 @@ def test_no_credentials(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "hub: name id=1",
     ],
 )
-def test_resources_that_make_no_sense(line: str) -> None:
+def test_invalid_resources(line: str) -> None:
     with pytest.raises(DeployError, match=r"\[deploy\] resources: .*kinds: .*sql_warehouse"):
         parse_resource(line)
 
 
-def test_an_upload_that_is_cut_short_leaves_nothing_that_stays(
+def test_the_files_of_an_interrupted_upload_are_deleted_by_the_next(
     workspace: Workspace, project: Path
 ) -> None:
     settings = settings_of(project)
     refused = f"{FOLDER}/nbs/job.py"
     workspace.refused_uploads.add(refused)
-    with pytest.raises(DeployError, match=r"upload to .*my-agent broke off: .*runs on as it was"):
+    with pytest.raises(
+        DeployError, match=r"upload to .*my-agent failed: .*still runs the old version"
+    ):
         run(settings)
     assert workspace.deployments == []
     assert f"{FOLDER}/my_agent/agent.py" in workspace.files
@@ -308,16 +312,16 @@ def test_an_upload_that_is_cut_short_leaves_nothing_that_stays(
     assert refused in workspace.files
 
 
-def test_a_list_of_uploads_that_is_broken_is_told(workspace: Workspace, project: Path) -> None:
+def test_an_invalid_list_of_uploads_is_reported(workspace: Workspace, project: Path) -> None:
     settings = settings_of(project)
     run(settings)
-    for broken in (b"{half", b"7"):
-        workspace.files[f"{FOLDER}/.agent-kit-files.json"] = broken
+    for invalid in (b"{half", b"7"):
+        workspace.files[f"{FOLDER}/.agent-kit-files.json"] = invalid
         with pytest.raises(DeployError, match=r"agent-kit-files\.json is not the list.*delete it"):
             run(settings)
 
 
-def test_a_workspace_that_does_not_know_the_user(
+def test_an_unknown_user(
     workspace: Workspace, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABRICKS_TOKEN", "dapi" + "c" * 32)
@@ -328,7 +332,7 @@ def test_a_workspace_that_does_not_know_the_user(
     assert "Config:" not in str(raised.value)
 
 
-def test_compute_that_does_not_start_is_told(workspace: Workspace, project: Path) -> None:
+def test_compute_that_does_not_start_is_reported(workspace: Workspace, project: Path) -> None:
     settings = settings_of(project)
     run(settings)
     app = workspace.apps["my-agent"]
@@ -337,21 +341,21 @@ def test_compute_that_does_not_start_is_told(workspace: Workspace, project: Path
         run(settings)
 
 
-def test_what_looks_like_a_key_is_told_before_it_is_sent(project: Path) -> None:
+def test_a_possible_key_is_reported_before_it_is_uploaded(project: Path) -> None:
     (project / "my_agent" / "client.py").write_text(f"# mine\nTOKEN = {ADA_TOKEN!r}\n")
     (project / "deploy.key").write_text("a private one")
     _, report = run(settings_of(project), dry_run=True)
-    assert "this looks like a key: my_agent/client.py:2;" in report
+    assert "this looks like a key: my_agent/client.py:2; remove it" in report
     assert ADA_TOKEN not in report
     assert "(7 files" in report
     (project / "my_agent" / "client.py").unlink()
-    assert "careful" not in run(settings_of(project), dry_run=True)[1]
+    assert "warning" not in run(settings_of(project), dry_run=True)[1]
 
 
 # Asking a deployed app
 
 
-def test_a_question_to_a_deployed_app(workspace: Workspace, project: Path) -> None:
+def test_a_request_to_a_deployed_app(workspace: Workspace, project: Path) -> None:
     url, _ = run(settings_of(project))
     assert url
     headers = {"Authorization": "Bearer oauth-of-ada"}
@@ -369,5 +373,5 @@ def test_a_question_to_a_deployed_app(workspace: Workspace, project: Path) -> No
     ("status", "location"),
     [(200, None), (302, None), (302, "/elsewhere"), (200, "https://host/oidc/authorize")],
 )
-def test_what_is_no_login_page_passes(status: int, location: str | None) -> None:
+def test_responses_that_are_not_a_login_page(status: int, location: str | None) -> None:
     check_login(status, location)

@@ -1,4 +1,4 @@
-"""What a deployed app is made of, and the mistakes that are found before anything is sent."""
+"""The source of a deployed app, and the mistakes that are found before the upload."""
 
 import os
 import shutil
@@ -84,8 +84,8 @@ def test_the_spelling_of_bundles(tmp_path: Path) -> None:
         ("command: []", "command: should be a list of words"),
         ("env: []", "command: Field required"),
         ("command: [a, 3]", "command.1: Input should be a valid string"),
-        ("command: [sh, -c, 'a && b']", "no shell reads the command"),
-        ("command: [agent-server, $HOME]", "no shell reads the command"),
+        ("command: [sh, -c, 'a && b']", "the command is not run in a shell"),
+        ("command: [agent-server, $HOME]", "the command is not run in a shell"),
         ("command: [a]\nport: 1", "port: Extra inputs are not permitted"),
         ("command: [a]\nenv: [{name: A}]", "A needs either a value or a valueFrom"),
         ("command: [a]\nenv: [{name: A, value: b, valueFrom: c}]", "A needs either"),
@@ -94,8 +94,8 @@ def test_the_spelling_of_bundles(tmp_path: Path) -> None:
             "command: [a]\nenv: [{name: A, value: b}, {name: A, value: c}]",
             "A is set more than once",
         ),
-        ("command: [a]\nenv: [{name: MY_API_KEY, value: hunter2}]", "MY_API_KEY holds a secret"),
-        ("command: [a]\nenv: [{name: A, value: dapi%s}]" % ("1" * 32), "A holds a secret"),
+        ("command: [a]\nenv: [{name: MY_API_KEY, value: hunter2}]", "MY_API_KEY contains a secret"),
+        ("command: [a]\nenv: [{name: A, value: dapi%s}]" % ("1" * 32), "A contains a secret"),
         ("command: [a", "is not YAML"),
         ("- a", "the file: Input should be a valid dictionary"),
     ],
@@ -110,7 +110,7 @@ def test_an_app_yaml_that_would_not_start_an_app(tmp_path: Path, text: str, reas
     assert "\n" not in message
 
 
-def test_a_missing_app_yaml_says_what_to_write(tmp_path: Path) -> None:
+def test_a_missing_app_yaml_results_in_an_example(tmp_path: Path) -> None:
     with pytest.raises(DeployError, match=r'is missing.*command: \["agent-server"\]'):
         read_app_config(tmp_path / "app.yaml")
 
@@ -118,7 +118,7 @@ def test_a_missing_app_yaml_says_what_to_write(tmp_path: Path) -> None:
 # The files
 
 
-def test_what_git_knows_and_does_not_ignore(tmp_path: Path) -> None:
+def test_the_files_that_git_tracks_or_does_not_ignore(tmp_path: Path) -> None:
     write(tmp_path / ".gitignore", "notes/\n*.log\n")
     for name in ["a.py", "nbs/b ü.ipynb", "notes/c.txt", "d.log", ".env", "pkg/__pycache__/e.pyc"]:
         write(tmp_path / name)
@@ -142,7 +142,7 @@ def test_a_project_within_a_repository(tmp_path: Path) -> None:
     assert list_files(tmp_path / "mine") == ["a.py"]
 
 
-def test_without_git_all_but_what_never_travels(
+def test_without_git_all_files_but_those_never_deployed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [
@@ -197,12 +197,12 @@ def test_a_project_without_lock_keeps_its_requirements(tmp_path: Path) -> None:
     assert export_requirements(tmp_path) == "agent-kit==0.1\n"
 
 
-def test_a_project_with_neither_is_told(tmp_path: Path) -> None:
+def test_a_project_with_neither_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DeployError, match="run `uv lock`"):
         export_requirements(tmp_path)
 
 
-def test_a_missing_uv_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_uv_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "uv.lock")
     monkeypatch.delenv("UV", raising=False)
     monkeypatch.setenv("PATH", "")

@@ -1,4 +1,4 @@
-"""Checks: what an answer says and calls, in every form, against what a case expects."""
+"""Checks: the text and tool calls of an answer, in every form, against the expectations."""
 
 import json
 import math
@@ -18,8 +18,8 @@ from agent_kit.evaluate.checks import (
 )
 
 
-def complaint(name: str, said: object, expected: object) -> str:
-    return CHECKS[name](Answer((said,)), expected)
+def check(name: str, response: object, expected: object) -> str:
+    return CHECKS[name](Answer((response,)), expected)
 
 
 def message(*texts: str) -> dict:
@@ -121,7 +121,7 @@ def test_tokens_are_summed_or_unknown() -> None:
             {"output": [{"type": "function_call", "name": "f", "arguments": ""}]},
         ),
         ("max_tokens", 5, {"usage": {"total_tokens": 5}}, {"usage": {"total_tokens": 6}}),
-        ("max_tokens", 5, {"usage": {"total_tokens": 5}}, "does not say"),
+        ("max_tokens", 5, {"usage": {"total_tokens": 5}}, "does not report"),
         (
             "max_tool_calls",
             0,
@@ -130,11 +130,11 @@ def test_tokens_are_summed_or_unknown() -> None:
         ),
     ],
 )
-def test_a_check_complains_where_it_must(
+def test_a_check_returns_a_reason_if_an_expectation_is_not_met(
     name: str, expected: object, met_by: object, missed_by: object
 ) -> None:
-    assert complaint(name, met_by, expected) == ""
-    assert complaint(name, missed_by, expected)
+    assert check(name, met_by, expected) == ""
+    assert check(name, missed_by, expected)
 
 
 def test_seconds_are_limited() -> None:
@@ -142,21 +142,21 @@ def test_seconds_are_limited() -> None:
     assert CHECKS["max_seconds"](Answer(("x",), 1.5), 1) == "used 1.5 seconds"
 
 
-def test_a_complaint_shows_what_was_said_and_is_short() -> None:
-    said = complaint("expected_facts", "x" * 10_000, ["391"])
-    assert said.startswith("lacks '391': 'xxx")
-    assert len(said) < 250
+def test_a_reason_quotes_the_answer_and_is_short() -> None:
+    reason = check("expected_facts", "x" * 10_000, ["391"])
+    assert reason.startswith("lacks '391': 'xxx")
+    assert len(reason) < 250
 
 
 @given(
     number=st.floats(-1e300, 1e300),
     before=st.sampled_from(["", "is ", "= ", "$", "**", "("]),
 )
-def test_a_number_is_found_however_it_is_written(number: float, before: str) -> None:
-    for shown in (repr(number), f"{number:.15e}"):
-        assert complaint("expected_number", f"{before}{shown}.", number) == ""
+def test_a_number_is_found_in_any_notation(number: float, before: str) -> None:
+    for text in (repr(number), f"{number:.15e}"):
+        assert check("expected_number", f"{before}{text}.", number) == ""
     if math.isfinite(number) and abs(number) >= 1:
-        assert complaint("expected_number", f"{before}{shown}.", number + abs(number) + 1)
+        assert check("expected_number", f"{before}{text}.", number + abs(number) + 1)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -204,19 +204,19 @@ def test_arguments_count_where_they_are_expected() -> None:
         ("expected_response", ["a", "b"], "one text"),
         ("expected_facts", [1], "a list of texts"),
         ("forbidden_facts", None, "a list of texts"),
-        ("expected_pattern", "(", "no regular expression"),
+        ("expected_pattern", "(", "not a regular expression"),
         ("expected_number", "391", "must be a number"),
         ("expected_number", True, "must be a number"),
         ("expected_number", {"value": 1, "toleranse": 1}, "must be a number"),
-        ("expected_schema", {"type": "objekt"}, "no JSON schema"),
-        ("expected_schema", 3, "no JSON schema"),
+        ("expected_schema", {"type": "objekt"}, "not a JSON schema"),
+        ("expected_schema", 3, "not a JSON schema"),
         ("expected_tool_calls", "add", "list of calls"),
         ("expected_tool_calls", ["add"], "a call is"),
         ("expected_tool_calls", {"calls": [], "order": "SORTED"}, "the order must be EXACT"),
         ("max_tokens", "many", "must be a number"),
     ],
 )
-def test_a_wrong_expectation_is_found_before_the_agent_is_called(
+def test_an_invalid_expectation_is_found_before_the_agent_is_called(
     name: str, expected: object, message: str
 ) -> None:
     with pytest.raises(DatasetError, match=message) as raised:
@@ -224,7 +224,7 @@ def test_a_wrong_expectation_is_found_before_the_agent_is_called(
     assert str(raised.value).startswith(f"'What is 17*23?': {name} ")
 
 
-def test_right_expectations_and_those_of_others_pass() -> None:
+def test_valid_expectations_and_those_of_other_scorers_pass() -> None:
     check_expectations(
         [
             Case("a", {"expected_facts": ["x"], "expected_schema": {"type": "object"}}),
@@ -237,4 +237,4 @@ def test_right_expectations_and_those_of_others_pass() -> None:
 
 
 def test_texts_survive_odd_characters() -> None:
-    assert complaint("expected_schema", json.dumps({"a": "\ud83d\ude00"}), {"type": "object"}) == ""
+    assert check("expected_schema", json.dumps({"a": "\ud83d\ude00"}), {"type": "object"}) == ""

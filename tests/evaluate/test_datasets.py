@@ -1,4 +1,4 @@
-"""Datasets: cases survive files exactly, mistakes are named by line, appending is safe."""
+"""Datasets: files preserve cases exactly, mistakes are named by line, appending is safe."""
 
 import json
 import multiprocessing
@@ -50,7 +50,7 @@ def case(question: str = "What is 2+2?", answer: str = "4") -> Case:
 @settings(
     max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
-def test_a_file_gives_back_exactly_what_was_saved(tmp_path: Path, cases: list[Case]) -> None:
+def test_a_file_returns_exactly_what_was_saved(tmp_path: Path, cases: list[Case]) -> None:
     path = tmp_path / "cases.jsonl"
     save_cases(cases, path)
     assert load_cases(path) == cases
@@ -65,7 +65,7 @@ def test_line_separators_inside_a_text_do_not_end_a_row(tmp_path: Path) -> None:
     assert load_cases(path) == [odd]
 
 
-def test_shorthands_mean_the_same_case() -> None:
+def test_abbreviations_are_the_same_case() -> None:
     message = {"role": "user", "content": "Hi"}
     assert Case("Hi") == Case([message]) == Case({"input": "Hi"}) == Case({"input": [message]})
     assert Case("Hi").id != Case("Ho").id
@@ -73,7 +73,7 @@ def test_shorthands_mean_the_same_case() -> None:
     assert Case("Hi", {"expected_facts": ["x"]}).id == Case("Hi").id
 
 
-def test_a_case_does_not_change_with_what_it_was_made_of() -> None:
+def test_a_case_does_not_change_with_its_arguments() -> None:
     message = {"role": "user", "content": "Hi"}
     made = Case([message])
     message["content"] = "Ho"
@@ -100,7 +100,7 @@ def test_a_case_does_not_change_with_what_it_was_made_of() -> None:
         ({"query": "own", "k": 3}, '{"query": "own", "k": 3}'),
     ],
 )
-def test_the_question_is_the_users_last_words(inputs: object, question: str) -> None:
+def test_the_question_is_the_users_last_message(inputs: object, question: str) -> None:
     assert make_case({"inputs": inputs}).question == question
 
 
@@ -113,7 +113,7 @@ def test_the_question_is_the_users_last_words(inputs: object, question: str) -> 
         ({"inputs": 3}, "'inputs' must be"),
         ({"inputs": []}, "at least one entry"),
         ({"inputs": {"turns": "Hi"}}, "'inputs.turns' must be a list"),
-        ({"inputs": ["Hi"]}, "no message: 'Hi'"),
+        ({"inputs": ["Hi"]}, "not a message: 'Hi'"),
         ({"inputs": "Hi", "expectations": ["x"]}, "'expectations' must be an object"),
         ({"inputs": "Hi", "tags": {"n": 1}}, '"tags" must be strings'),
         ({"inputs": {"x": float("nan")}}, "cannot be written as JSON"),
@@ -121,13 +121,13 @@ def test_the_question_is_the_users_last_words(inputs: object, question: str) -> 
         ({"inputs": "\ud800"}, "surrogate"),
     ],
 )
-def test_a_row_that_is_no_case_says_what_is_wrong(row: dict, message: str) -> None:
+def test_an_invalid_row_is_explained(row: dict, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         make_case(row)
 
 
-def test_every_broken_line_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "broken.jsonl"
+def test_every_invalid_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "invalid.jsonl"
     lines = [
         '{"inputs": "Hi"}',
         "",
@@ -140,19 +140,19 @@ def test_every_broken_line_is_named(tmp_path: Path) -> None:
     path.write_text("\n".join(lines))
     with pytest.raises(DatasetError) as raised:
         load_cases(path)
-    said = str(raised.value).splitlines()
-    assert [line.removeprefix(f"{path}:").split(":")[0] for line in said] == [
+    problems = str(raised.value).splitlines()
+    assert [line.removeprefix(f"{path}:").split(":")[0] for line in problems] == [
         "3",
         "4",
         "5",
         "6",
         "7",
     ]
-    assert "the same inputs as line 1" in said[-1]
+    assert "the same inputs as line 1" in problems[-1]
 
 
-def test_a_hopeless_file_does_not_fill_the_screen(tmp_path: Path) -> None:
-    path = tmp_path / "broken.jsonl"
+def test_the_list_of_invalid_lines_is_short(tmp_path: Path) -> None:
+    path = tmp_path / "invalid.jsonl"
     path.write_text("x\n" * 500)
     with pytest.raises(DatasetError, match="and 490 more lines") as raised:
         load_cases(path)
@@ -167,14 +167,14 @@ def test_hostile_json_is_a_dataset_error(tmp_path: Path, text: str) -> None:
         load_cases(path)
 
 
-def test_files_that_are_no_dataset(tmp_path: Path) -> None:
+def test_files_that_are_not_datasets(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"settings\.ini"):
         load_cases(tmp_path / "missing.jsonl")
     with pytest.raises(DatasetError, match="cannot be read"):
         load_cases(tmp_path)
     empty = tmp_path / "empty.jsonl"
     empty.write_text("\n")
-    with pytest.raises(DatasetError, match="holds no cases"):
+    with pytest.raises(DatasetError, match="has no cases"):
         load_cases(empty)
     empty.write_bytes(b"\xff\xfe")
     with pytest.raises(DatasetError, match="not UTF-8"):
@@ -189,7 +189,7 @@ def test_windows_files_are_read(tmp_path: Path) -> None:
     assert len(load_cases(path)) == 3
 
 
-def test_saving_twice_the_same_inputs_keeps_the_old_file(tmp_path: Path) -> None:
+def test_saving_the_same_inputs_twice_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "cases.jsonl"
     save_cases([case()], path)
     with pytest.raises(DatasetError, match="the same inputs"):
@@ -209,7 +209,7 @@ def test_appending(tmp_path: Path) -> None:
     assert load_cases(path) == [case(), Case("Hi")]
 
 
-def test_appending_to_a_broken_file_leaves_it_alone(tmp_path: Path) -> None:
+def test_appending_to_an_invalid_file_does_not_change_it(tmp_path: Path) -> None:
     path = tmp_path / "cases.jsonl"
     path.write_text("{\n")
     with pytest.raises(DatasetError, match=":1: "):
@@ -225,7 +225,7 @@ def _append_many(path: Path, writer: int) -> None:
         append_case(path, f"all ask {number}")
 
 
-def test_many_writers_lose_and_double_nothing(tmp_path: Path) -> None:
+def test_concurrent_writers_lose_and_repeat_no_case(tmp_path: Path) -> None:
     path = tmp_path / "cases.jsonl"
     spawn = multiprocessing.get_context("spawn")
     writers = [spawn.Process(target=_append_many, args=(path, writer)) for writer in range(3)]
@@ -243,7 +243,7 @@ def _append_beyond_the_limit(path: Path) -> None:
         append_case(path, "This line finds no room any more.")
 
 
-def test_a_write_that_fails_halfway_is_taken_back(tmp_path: Path) -> None:
+def test_a_write_that_fails_halfway_is_undone(tmp_path: Path) -> None:
     path = tmp_path / "cases.jsonl"
     save_cases([case()], path)
     before = path.read_bytes()
@@ -303,7 +303,7 @@ def test_a_conversation_becomes_a_case_that_ends_with_the_last_question(call) ->
     assert made.tags == {"from": "chat"}
 
 
-def test_a_played_conversation_keeps_what_the_user_said() -> None:
+def test_a_played_conversation_consists_of_the_users_messages() -> None:
     made = case_from_conversation(CONVERSATION, played=True)
     assert made.inputs == {
         "turns": ["What is 17*23?", [{"type": "input_text", "text": "And plus 1?"}]]
@@ -322,8 +322,8 @@ def test_a_chat_keeps_its_tool_calls() -> None:
     assert case_from_conversation(chat).inputs == {"messages": chat}
 
 
-def test_nobody_asked() -> None:
-    with pytest.raises(DatasetError, match="no message of a user"):
+def test_a_conversation_without_a_user_message() -> None:
+    with pytest.raises(DatasetError, match="no user message"):
         case_from_conversation([{"role": "assistant", "content": "Hello?"}])
 
 
@@ -381,7 +381,7 @@ def test_a_table_of_spark() -> None:
     assert cases_from_table(SparkTable()) == [Case("Hi")]
 
 
-def test_the_digest_names_the_content() -> None:
+def test_the_digest_identifies_the_content() -> None:
     one, two = case(), case("Hi")
     assert cases_digest([one, two]) == cases_digest([two, one])
     assert cases_digest([one]) != cases_digest([case(answer="5")])
@@ -424,5 +424,5 @@ def test_traces_become_cases() -> None:
     assert cases[0].tags == {"source_trace": newest}
     empty = ask(None)
     mlflow.flush_trace_async_logging()
-    with pytest.raises(DatasetError, match=f"{empty} holds no inputs"):
+    with pytest.raises(DatasetError, match=f"{empty} has no inputs"):
         cases_from_traces()

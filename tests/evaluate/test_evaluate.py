@@ -1,4 +1,4 @@
-"""Evaluations: of agents that are good, bad and broken, in process and by the command."""
+"""Evaluations: of agents that are right, wrong and failing, in process and by the command."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from support.tracing_support import change
 from agent_kit.cli import agent_evaluate
 from agent_kit.evaluate import evaluate
 from agent_kit.evaluate.cases import DatasetError
-from agent_kit.evaluate.evaluation import EvaluationError, read_evaluation, save_evaluation
+from agent_kit.evaluate.evaluation import EvaluationError, read_evaluation
 from agent_kit.evaluate.mlflow_log import EvaluationLog
 from agent_kit.evaluate.results import ThresholdError
 from agent_kit.evaluate.scorers import Score, expectation, scorer
@@ -65,7 +65,7 @@ def fail_on_b(word: str) -> str:
     return "x" if word == "c" else word
 
 
-def test_what_failed_counts_as_a_failure_and_no_row_is_lost(untraced: Settings) -> None:
+def test_a_failed_answer_counts_as_a_failure_and_no_row_is_lost(untraced: Settings) -> None:
     found = evaluate(serve(untraced, fail_on_b), dataset=echoes(*"abcd"), repeats=2, log=False)
     assert [row.case.question for row in found.rows] == list("aabbccdd")
     assert [row.repeat for row in found.rows] == [0, 1] * 4
@@ -84,7 +84,7 @@ def test_what_failed_counts_as_a_failure_and_no_row_is_lost(untraced: Settings) 
     assert latency.estimate.cases == 3
 
 
-def test_as_many_at_once_as_there_are_workers(untraced: Settings) -> None:
+def test_as_many_concurrent_requests_as_workers(untraced: Settings) -> None:
     server, running, most = create_server(settings=untraced), 0, 0
 
     @server.invoke()
@@ -110,7 +110,7 @@ def test_as_many_at_once_as_there_are_workers(untraced: Settings) -> None:
     assert seen == [(number, 60) for number in range(1, 61)]
 
 
-def test_a_broken_scorer_breaks_the_evaluation(untraced: Settings) -> None:
+def test_a_scorer_error_invalidates_the_evaluation(untraced: Settings) -> None:
     @scorer
     def picky(text: str) -> bool:
         return {"a": True}[text]
@@ -118,11 +118,11 @@ def test_a_broken_scorer_breaks_the_evaluation(untraced: Settings) -> None:
     server = serve(untraced, str)
     found = evaluate(server, dataset=["a", "b"], scorers=[picky], thresholds=[], log=False)
     assert not found.passed
-    assert found.broken == ["the scorer picky failed on 1 of 2 rows"]
+    assert found.problems == ["the scorer picky failed on 1 of 2 rows"]
     assert found.values["picky"] == 0.5
     assert found.values["picky/errors"] == 1
     assert "KeyError" in found.to_markdown()
-    assert found.title.startswith("broken")
+    assert found.title.startswith("invalid")
 
 
 def test_a_scorer_that_applies_nowhere_has_no_number(untraced: Settings) -> None:
@@ -134,7 +134,7 @@ def test_a_scorer_that_applies_nowhere_has_no_number(untraced: Settings) -> None
         thresholds=["expected_facts > 0"],
         log=False,
     )
-    assert found.broken == ["there is no number expected_facts"]
+    assert found.problems == ["there is no number expected_facts"]
     assert "there is no such number" in found.to_markdown()
     assert not found.passed
 
@@ -148,7 +148,7 @@ def test_a_scorer_that_applies_nowhere_has_no_number(untraced: Settings) -> None
         ("agent/v2/chat", "messages"),
     ],
 )
-def test_an_agent_of_any_task_is_asked(untraced: Settings, task: str, inputs: str) -> None:
+def test_an_agent_of_any_task_type_is_evaluated(untraced: Settings, task: str, inputs: str) -> None:
     server = serve(untraced, str.upper, task)
     dataset = [
         {"inputs": {inputs: [{"role": "user", "content": "hello"}]}},
@@ -170,7 +170,7 @@ def test_a_conversation_is_played_with_its_new_answers(untraced: Settings) -> No
     assert found.rows[0].answer.text == "a a b a a b c"
 
 
-def test_an_answer_that_takes_too_long(tmp_path: Path) -> None:
+def test_an_answer_that_exceeds_the_timeout(tmp_path: Path) -> None:
     settings = load_settings(
         tmp_path, environ={}, overrides={"mlflow.tracing": False, "agent.timeout_seconds": 1}
     )
@@ -235,7 +235,7 @@ def test_compared_with_a_baseline_case_by_case(untraced: Settings, tmp_path: Pat
     before = evaluate(
         serve(untraced, lambda word: "x"), dataset=echoes(*words, "only before"), log=False
     )
-    file = save_evaluation(before, tmp_path / "out/before.json")
+    file = before.save(tmp_path / "out/before.json")
     after = evaluate(
         serve(untraced, str),
         dataset=echoes(*words, "only after"),
@@ -252,7 +252,7 @@ def test_compared_with_a_baseline_case_by_case(untraced: Settings, tmp_path: Pat
     assert f"compared with {before.name}" in after.to_markdown()
 
 
-def test_a_baseline_of_other_cases_tells_nothing(untraced: Settings) -> None:
+def test_a_baseline_of_other_cases_is_not_comparable(untraced: Settings) -> None:
     before = evaluate(serve(untraced, str), dataset=echoes("a"), log=False)
     options = {"dataset": echoes("b"), "baseline": before, "log": False}
     after = evaluate(serve(untraced, str), **options)
@@ -260,22 +260,22 @@ def test_a_baseline_of_other_cases_tells_nothing(untraced: Settings) -> None:
     assert f"not comparable with {before.name}: no case is in both" in after.to_markdown()
     gate = ["correctness/change >= 0"]
     with pytest.raises(ThresholdError, match="needs a baseline with the same cases"):
-        evaluate(unasked(untraced), thresholds=gate, **options)
+        evaluate(never_asked(untraced), thresholds=gate, **options)
 
 
-def test_a_baseline_of_another_dataset_says_what_differs(untraced: Settings) -> None:
+def test_the_report_states_how_the_baselines_dataset_differs(untraced: Settings) -> None:
     server = serve(untraced, str)
     before = evaluate(server, dataset=echoes("a", "b", "c"), log=False)
     changed = {"inputs": "b", "expectations": {"expected_response": "x"}}
     after = evaluate(server, dataset=[*echoes("a"), changed], baseline=before, log=False)
     report = after.to_markdown()
     assert "cases in both: 2, of 2 now and 3 then" in report
-    assert "cases that expect something else now: 1" in report
+    assert "cases with other expectations now: 1" in report
     same = evaluate(server, dataset=echoes("a", "b", "c"), baseline=before, log=False)
     assert f"compared with {before.name}\n" in same.to_markdown()
 
 
-def test_repeats_are_told_apart_from_a_baseline(untraced: Settings) -> None:
+def test_repeats_have_a_column_of_their_own(untraced: Settings) -> None:
     found = evaluate(serve(untraced, str), dataset=echoes("a"), repeats=3, log=False)
     for report in (found.to_markdown(), found._repr_html_()):
         assert "attempts that pass" in report
@@ -284,28 +284,28 @@ def test_repeats_are_told_apart_from_a_baseline(untraced: Settings) -> None:
     assert "attempts" not in once.to_markdown()
 
 
-def test_an_agent_that_never_answers_gives_no_verdict(untraced: Settings) -> None:
+def test_an_agent_that_never_answers_invalidates_the_evaluation(untraced: Settings) -> None:
     def crash(word: str) -> str:
         raise ConnectionError("the model is down")
 
     found = evaluate(serve(untraced, crash), dataset=echoes("a", "b"), thresholds=[], log=False)
     assert not found.passed
-    (problem,) = found.broken
-    assert problem.startswith("the agent answered nothing: 500: ")
-    assert found.title.startswith("broken")
+    (problem,) = found.problems
+    assert problem.startswith("the agent answered no case: 500: ")
+    assert found.title.startswith("invalid")
 
 
-def test_without_a_threshold_nothing_has_passed(untraced: Settings) -> None:
+def test_without_a_threshold_an_evaluation_is_done(untraced: Settings) -> None:
     found = evaluate(serve(untraced, str), dataset=["a"], thresholds=[], log=False)
     assert found.title.startswith("done · ")
 
 
-def test_an_expectation_that_nobody_reads_is_told(untraced: Settings) -> None:
+def test_a_note_names_an_expectation_that_no_scorer_reads(untraced: Settings) -> None:
     dataset = [*echoes("a"), {"inputs": "b", "expectations": {"expected_fact": ["x"], "mood": 1}}]
     found = evaluate(serve(untraced, str), dataset=dataset, log=False)
-    meant, unknown = found.notes
-    assert meant.startswith("no scorer reads the expectation 'expected_fact' (cases: 1)")
-    assert meant.endswith("did you mean 'expected_facts'?")
+    misspelt, unknown = found.notes
+    assert misspelt.startswith("no scorer reads the expectation 'expected_fact' (cases: 1)")
+    assert misspelt.endswith("did you mean 'expected_facts'?")
     assert unknown == "no scorer reads the expectation 'mood' (cases: 1)"
 
     def cheerful(expectations: dict) -> bool:
@@ -328,7 +328,7 @@ def test_scorers_of_mlflow_need_no_trace(untraced: Settings) -> None:
     from mlflow.genai.scorers import scorer as mlflow_scorer
 
     @mlflow_scorer
-    def said_a(outputs) -> bool:
+    def answered_a(outputs) -> bool:
         return outputs["output"][-1]["content"][0]["text"] == "a"
 
     @mlflow_scorer
@@ -336,18 +336,36 @@ def test_scorers_of_mlflow_need_no_trace(untraced: Settings) -> None:
         return trace.info is not None
 
     server = serve(untraced, str)
-    found = evaluate(server, dataset=["a", "b"], scorers=[said_a, traced], log=False)
-    assert [row.score("said_a").value for row in found.rows] == [True, False]
-    assert found.broken == ["the scorer traced failed on 2 of 2 rows"]
+    found = evaluate(server, dataset=["a", "b"], scorers=[answered_a, traced], log=False)
+    assert [row.score("answered_a").value for row in found.rows] == [True, False]
+    assert found.problems == ["the scorer traced failed on 2 of 2 rows"]
 
 
-def test_no_broken_scorer_may_be_demanded(untraced: Settings) -> None:
+def test_the_settings_name_the_scorers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An argument has precedence; the name of a list is as good as the list."""
+    (tmp_path / "tea_scorers.py").write_text(
+        "def hot(text):\n    return text == 'hot'\nTEA = [hot]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    options = {"mlflow.tracing": False, "evaluate.scorers": "tea_scorers:TEA"}
+    server = serve(load_settings(tmp_path, environ={}, overrides=options), str)
+    found = evaluate(server, dataset=["hot", "cold"], log=False)
+    assert found.values["hot"] == 0.5
+    assert list(found.scorers) == ["hot"]
+    assert list(evaluate(server, dataset=["hot"], scorers=[length], log=False).scorers) == [
+        "length"
+    ]
+    named = evaluate(server, dataset=["hot"], scorers="tea_scorers:TEA", log=False)
+    assert list(named.scorers) == ["hot"]
+
+
+def test_thresholds_may_use_errors_and_attempts(untraced: Settings) -> None:
     gate = ["correctness/errors <= 0", "agent_errors <= 0", "correctness/pass_all_2 >= 1"]
     options = {"dataset": echoes("a"), "repeats": 2, "thresholds": gate, "log": False}
     assert evaluate(serve(untraced, str), **options).passed
 
 
-def test_the_report_shows_answers_as_text_only(untraced: Settings) -> None:
+def test_the_report_escapes_answers(untraced: Settings) -> None:
     attack = "<script>alert(1)</script> | `x`"
     server = serve(untraced, lambda word: attack)
     found = evaluate(server, dataset=echoes(attack + "?"), thresholds=["answered > 1"], log=False)
@@ -368,10 +386,10 @@ def test_long_reports_are_cut(untraced: Settings) -> None:
     assert "x" * 601 not in found._repr_html_()
 
 
-# What is wrong is told before anything is asked
+# Mistakes are reported before the agent is asked
 
 
-def unasked(settings: Settings) -> AgentServer:
+def never_asked(settings: Settings) -> AgentServer:
     def never(word: str) -> str:
         raise AssertionError("the agent was asked")
 
@@ -392,6 +410,9 @@ def unasked(settings: Settings) -> AgentServer:
         ({"scorers": []}, EvaluationError, "no scorers"),
         ({"scorers": [length, length]}, EvaluationError, "two scorers are named 'length'"),
         ({"scorers": ["correctness"]}, TypeError, "a scorer is a function"),
+        ({"scorers": "json:dumps"}, EvaluationError, "'json:dumps': name a list of scorers"),
+        ({"scorers": "json"}, EvaluationError, "name a list of scorers as module:variable"),
+        ({"scorers": "nowhere:X"}, EvaluationError, "No module named 'nowhere': is 'nowhere:X'"),
         ({"repeats": 0}, EvaluationError, "repeats must be at least 1, not 0"),
         ({"workers": -1}, EvaluationError, "workers must be at least 1"),
         ({"thresholds": ["correct >= 0.9"]}, ThresholdError, "the scorers are correctness, "),
@@ -403,7 +424,7 @@ def unasked(settings: Settings) -> AgentServer:
             "should have low, high, .* after the /",
         ),
         ({"thresholds": ["correctness/pass_at_3 > 0"]}, ThresholdError, "needs 3 repeats, not 1"),
-        ({"thresholds": ["a/pass_at_1 > 0"]}, ThresholdError, "asks for an unknown number"),
+        ({"thresholds": ["a/pass_at_1 > 0"]}, ThresholdError, "uses an unknown number"),
         ({"dataset": {"inputs": "a"}}, DatasetError, "a JSONL file, a table or a list of rows"),
         ({"dataset": 5}, DatasetError, "a JSONL file, a table or a list of rows, not 5"),
         ({"dataset": ["a", 1]}, DatasetError, "row 2: 'inputs' must be"),
@@ -414,11 +435,11 @@ def unasked(settings: Settings) -> AgentServer:
         ({"baseline": "none.json"}, EvaluationError, "none.json cannot be read"),
     ],
 )
-def test_what_cannot_be_evaluated(
+def test_invalid_arguments(
     untraced: Settings, options: dict, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        evaluate(unasked(untraced), **{"dataset": ["a"], "log": False, **options})
+        evaluate(never_asked(untraced), **{"dataset": ["a"], "log": False, **options})
 
 
 def test_without_an_agent(untraced: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,23 +451,23 @@ def test_without_an_agent(untraced: Settings, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     "text", ["no json", "[]", "{}", '{"format": 2}', '{"format": 1, "name": "x"}']
 )
-def test_a_file_that_is_no_evaluation(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_an_evaluation(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(EvaluationError, match=r"x\.json holds no evaluation"):
+    with pytest.raises(EvaluationError, match=r"x\.json does not contain an evaluation"):
         read_evaluation(tmp_path / "x.json")
 
 
 def test_a_file_that_cannot_be_written(untraced: Settings, tmp_path: Path) -> None:
     found = evaluate(serve(untraced, str), dataset=["a"], log=False)
     with pytest.raises(EvaluationError, match="cannot be written"):
-        save_evaluation(found, tmp_path)
+        found.save(tmp_path)
 
 
-def test_a_kept_evaluation_holds_no_secret(untraced: Settings, tmp_path: Path) -> None:
+def test_a_stored_evaluation_has_no_secrets(untraced: Settings, tmp_path: Path) -> None:
     secret = "dapi" + "0123456789abcdef" * 2
     found = evaluate(serve(untraced, lambda word: f"My key is {secret}"), dataset=["a"], log=False)
     for name in ("x.json", "x.md"):
-        assert secret not in save_evaluation(found, tmp_path / name).read_text()
+        assert secret not in found.save(tmp_path / name).read_text()
 
 
 # In MLflow
@@ -469,7 +490,7 @@ def test_a_run_in_mlflow_with_traces_scores_and_expectations(project: Settings) 
         server, dataset=dataset, scorers=[expectation("expected_response"), traced, length]
     )
     assert found.run_id, found.notes
-    assert not found.broken
+    assert not found.problems
     assert "RuntimeError: no b" in found.rows[1].failures[0]
 
     client = MlflowClient(project.mlflow.tracking_uri)
@@ -501,7 +522,7 @@ def test_a_run_in_mlflow_with_traces_scores_and_expectations(project: Settings) 
     assert compared.measures[0].change.difference == 0
 
 
-def test_mlflow_that_is_not_there_loses_nothing(
+def test_without_mlflow_no_evaluation_is_lost(
     project: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -528,9 +549,9 @@ def test_a_run_without_content_and_traces(project: Settings) -> None:
     settings = change(project, trace_content="off", tracing=False)
     found = evaluate(serve(settings, lambda word: "a secret thought"), dataset=echoes("a"))
     assert "tracing is switched off" in found.notes[0]
-    kept = EvaluationLog(settings).find(found.run_id or "")
-    assert kept.values == found.values
-    assert "secret thought" not in kept._repr_html_()
+    stored = EvaluationLog(settings).find(found.run_id or "")
+    assert stored.values == found.values
+    assert "secret thought" not in stored._repr_html_()
     assert "secret thought" in found._repr_html_()
 
 
@@ -538,7 +559,7 @@ def test_no_baseline_in_mlflow_yet(project: Settings) -> None:
     settings = change(project, tracing=False)
     for baseline, message in (("latest", "no evaluation yet"), ("0123abcd", "MLflow cannot")):
         with pytest.raises(EvaluationError, match=message):
-            evaluate(unasked(settings), dataset=["a"], baseline=baseline)
+            evaluate(never_asked(settings), dataset=["a"], baseline=baseline)
 
 
 # The command
@@ -563,8 +584,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "cases.jsonl").write_text("\n".join(map(json.dumps, cases)))
     (tmp_path / "my_scorers.py").write_text(
         "def short(text):\n    return len(text) < 5\n"
-        "def broken(text):\n    return text['x']\n"
-        "GOOD = [short]\nBAD = (broken,)\n"
+        "def faulty(text):\n    return text['x']\n"
+        "GOOD = [short]\nBAD = (faulty,)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
@@ -572,16 +593,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         sys.modules.pop(name, None)
 
 
-def test_the_command_passes_fails_and_breaks(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_exit_codes_of_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quiet = ["--no-mlflow"]
     assert agent_evaluate([*quiet, "--output", "a.json", "--output", "a.md"]) == 1
-    shown = capsys.readouterr()
-    assert "fails: correctness >= 0.9 (it is 0.5)" in shown.out
-    assert "answered 'B'" in shown.out
-    assert not shown.err
-    assert (folder / "a.md").read_text().strip() == shown.out.strip()
+    output = capsys.readouterr()
+    assert "fails: correctness >= 0.9 (it is 0.5)" in output.out
+    assert "answered 'B'" in output.out
+    assert not output.err
+    assert (folder / "a.md").read_text().strip() == output.out.strip()
 
     gate = ["-t", "correctness >= 0.5", "-t", "correctness/change >= 0"]
     assert agent_evaluate([*quiet, *gate, "--baseline", "a.json", "--repeats", "2"]) == 0
@@ -590,30 +609,30 @@ def test_the_command_passes_fails_and_breaks(
     good = ["--scorers", "my_scorers:GOOD", "-t", "short >= 1", "--name", "short ones"]
     assert agent_evaluate([*quiet, *good]) == 0
     assert "short ones" in capsys.readouterr().out
-    bad = ["--scorers", "my_scorers:BAD", "-t", "broken >= 0"]
+    bad = ["--scorers", "my_scorers:BAD", "-t", "faulty >= 0"]
     assert agent_evaluate([*quiet, *bad]) == 2
-    assert "the evaluation is broken: the scorer broken failed on 2" in capsys.readouterr().err
+    assert "the evaluation is invalid: the scorer faulty failed on 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--dataset", "missing.jsonl"], "there is no dataset missing.jsonl"),
-        (["--threshold", "correct >= 1"], "asks for an unknown number"),
-        (["--scorers", "my_scorers:short"], "name a list of scorers as module:name"),
+        (["--threshold", "correct >= 1"], "uses an unknown number"),
+        (["--scorers", "my_scorers:short"], "name a list of scorers as module:variable"),
         (["--scorers", "no_such_module:GOOD"], "No module named 'no_such_module'"),
         (["--baseline", "missing.json"], "missing.json cannot be read"),
         (["--workers", "0"], "workers must be at least 1"),
     ],
 )
-def test_wrong_use_of_the_command_is_one_line(
+def test_an_error_of_the_command_is_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert agent_evaluate(["--no-mlflow", *arguments]) == 2
-    shown = capsys.readouterr()
-    assert message in shown.err
-    assert shown.err.count("\n") == 1
-    assert not shown.out
+    output = capsys.readouterr()
+    assert message in output.err
+    assert output.err.count("\n") == 1
+    assert not output.out
     with pytest.raises((ValueError, RuntimeError, ModuleNotFoundError)):
         agent_evaluate(["--no-mlflow", "--debug", *arguments])
 

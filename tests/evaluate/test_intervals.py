@@ -1,4 +1,4 @@
-"""Statistics: the formulas against SciPy, known values, enumeration and simulation."""
+"""Intervals: the formulas against SciPy, known values, enumeration and simulation."""
 
 import math
 from collections.abc import Callable
@@ -39,8 +39,8 @@ def test_wilson_is_that_of_scipy(count: int, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("trials", [(1.2, 5), (0.5, 0), (-0.1, 5)])
-def test_wilson_refuses_what_is_no_rate(trials: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="no rate"):
+def test_wilson_refuses_what_is_not_a_rate(trials: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="is not a rate"):
         wilson_interval(*trials)
 
 
@@ -70,7 +70,7 @@ def test_repeats_are_worth_between_one_and_all_trials(repeated: list[list[bool]]
 @pytest.mark.parametrize(
     ("cases", "repeats", "shape"), [(16, 1, (9, 1)), (12, 5, (2, 2)), (20, 3, (0.3, 0.3))]
 )
-def test_the_interval_of_a_rate_holds_the_truth_about_as_often_as_it_says(
+def test_the_interval_of_a_rate_covers_the_true_one_as_often_as_it_claims(
     cases: int, repeats: int, shape: tuple[float, float]
 ) -> None:
     random, hits = Random(7), 0
@@ -101,7 +101,7 @@ def test_each_case_counts_once_in_a_mean() -> None:
     assert str(alone) == "1.5 (one case)"
 
 
-def test_nothing_is_estimated_from_nothing() -> None:
+def test_no_values_are_an_error() -> None:
     for estimate in (estimate_rate, estimate_mean):
         with pytest.raises(ValueError, match="no values"):
             estimate({"a": []})
@@ -124,7 +124,7 @@ def test_pass_rates_are_those_of_all_ways_to_choose(attempts: int, k: int) -> No
 
 def test_pass_rates_average_over_cases() -> None:
     assert pass_rates(groups([1, 1], [1, 0], [0, 0]), 2) == pytest.approx((2 / 3, 1 / 3))
-    with pytest.raises(ValueError, match="no estimate for 3 attempts"):
+    with pytest.raises(ValueError, match="3 attempts cannot be estimated"):
         pass_rates(groups([1, 1]), 3)
 
 
@@ -181,24 +181,24 @@ def test_what_is_not_in_both_runs_is_left_out() -> None:
     assert (found.cases, found.up) == (1, 1)
 
 
-def test_a_verdict_says_when_it_cannot_tell() -> None:
+def test_a_comparison_states_that_the_cases_are_too_few() -> None:
     alone = compare_means({"a": [1.0]}, {"a": [2.0]})
     assert math.isnan(alone.low)
     assert str(alone).startswith("+1 (one case); 1 up, 0 down of 1, p = 1: too few cases")
     unchanged = compare_rates(groups(*[1] * 4), groups(*[1] * 4))
     assert unchanged.low < -0.3 < 0.3 < unchanged.high
     more = compare_rates(groups(*[1] * 8), groups(*[1] * 8))
-    assert "too few cases to tell a change below 0.44" in str(more)
+    assert "too few cases to detect a change below 0.44" in str(more)
     clear = compare_rates(groups(*[0] * 20), groups(*[1] * 20))
     assert clear.is_significant()
     assert "too few" not in str(clear)
 
 
 @pytest.mark.parametrize("compare", [compare_rates, compare_means])
-def test_five_cases_can_tell_nothing_and_six_can(compare: Callable) -> None:
+def test_six_cases_can_be_significant_and_five_cannot(compare: Callable) -> None:
     five = compare(groups(*[0] * 5), groups(*[1] * 5))
     assert not five.is_significant()
-    assert str(five).endswith("too few cases to tell any change")
+    assert str(five).endswith("too few cases to detect any change")
     assert compare(groups(*[0] * 6), groups(*[1] * 6)).is_significant()
 
 

@@ -1,4 +1,4 @@
-"""Scorers: functions by the names of their parameters, and no failure that goes unseen."""
+"""Scorers: functions by the names of their parameters, and errors of the agent and of scorers."""
 
 import asyncio
 
@@ -14,8 +14,8 @@ from agent_kit.evaluate.scorers import (
     as_scorer,
     correctness,
     expectation,
-    judge,
     latency,
+    score_answer,
     scorer,
     tokens,
     tool_calls,
@@ -34,7 +34,7 @@ ANSWER = Answer(
 )
 
 
-def test_a_function_gets_what_it_asks_for() -> None:
+def test_a_function_gets_the_arguments_it_names() -> None:
     seen = {}
 
     @scorer
@@ -54,7 +54,7 @@ def test_a_function_gets_what_it_asks_for() -> None:
         seen.update(locals())
         return True
 
-    assert judge(nosy, CASE, ANSWER, trace="the trace") == Score(True, name="nosy")
+    assert score_answer(nosy, CASE, ANSWER, trace="the trace") == Score(True, name="nosy")
     assert seen["inputs"] == CASE.inputs
     assert seen["outputs"] == ANSWER.outputs
     assert seen["expectations"] == CASE.expectations
@@ -67,7 +67,7 @@ def test_a_function_gets_what_it_asks_for() -> None:
     assert (seen["case"], seen["answer"], seen["bonus"]) == (CASE, ANSWER, 1)
 
 
-def test_an_unknown_parameter_is_named_when_the_scorer_is_made() -> None:
+def test_an_unknown_parameter_is_named_when_the_scorer_is_created() -> None:
     with pytest.raises(TypeError, match="scorer strange asks for 'context'"):
 
         @scorer
@@ -75,22 +75,24 @@ def test_an_unknown_parameter_is_named_when_the_scorer_is_made() -> None:
             return bool(context)
 
 
-def test_the_decorator_takes_a_name_and_what_is_read() -> None:
+def test_the_decorator_has_a_name_and_expectations() -> None:
     @scorer(name="polite", reads=["manners"], measures=True)
     async def is_polite(text: str) -> float:
         await asyncio.sleep(0)
         return 0.5
 
     assert (is_polite.name, is_polite.reads, is_polite.measures) == ("polite", {"manners"}, True)
-    assert judge(is_polite, CASE, ANSWER).value is None
-    assert judge(is_polite, Case("Hi", {"manners": "good"}), ANSWER) == Score(0.5, name="polite")
+    assert score_answer(is_polite, CASE, ANSWER).value is None
+    assert score_answer(is_polite, Case("Hi", {"manners": "good"}), ANSWER) == Score(
+        0.5, name="polite"
+    )
 
 
-def test_what_a_scorer_may_return() -> None:
+def test_the_values_a_scorer_may_return() -> None:
     import numpy
 
     def returned(value: object) -> Score:
-        return judge(Scorer("x", lambda: value), CASE, ANSWER)
+        return score_answer(Scorer("x", lambda: value), CASE, ANSWER)
 
     assert returned(1).value == 1.0
     assert returned(numpy.bool_(False)).value is False
@@ -98,19 +100,19 @@ def test_what_a_scorer_may_return() -> None:
     assert returned("Yes").value is True
     assert returned(None) == Score(None, name="x")
     assert returned(Score(False, "because", name="other")) == Score(False, "because", "x")
-    for nonsense in (float("nan"), float("inf"), "good", [True], {}, Score("good")):  # type: ignore[arg-type]
-        assert "returned" in (returned(nonsense).error or "")
+    for invalid in (float("nan"), float("inf"), "good", [True], {}, Score("good")):  # type: ignore[arg-type]
+        assert "returned" in (returned(invalid).error or "")
 
 
-def test_a_broken_scorer_is_an_error_and_no_verdict() -> None:
-    score = judge(Scorer("x", lambda text: text.index("nowhere")), CASE, ANSWER)
+def test_a_scorer_that_raises_results_in_an_error() -> None:
+    score = score_answer(Scorer("x", lambda text: text.index("nowhere")), CASE, ANSWER)
     assert score.value is None
     assert score.error == "ValueError: substring not found"
 
 
-def test_no_answer_is_a_failed_judgement_and_no_measurement() -> None:
+def test_a_missing_answer_is_a_failed_assessment_and_not_measured() -> None:
     failed = Answer(error="the model timed out", seconds=0.1)
-    scores = {each.name: judge(each, CASE, failed) for each in DEFAULT_SCORERS}
+    scores = {each.name: score_answer(each, CASE, failed) for each in DEFAULT_SCORERS}
     assert [name for name, score in scores.items() if score.value is False] == [
         "correctness",
         "answered",
@@ -123,48 +125,52 @@ def test_no_answer_is_a_failed_judgement_and_no_measurement() -> None:
     assert all("the model timed out" in score.reason for score in scores.values())
 
 
-def test_correctness_lists_everything_that_is_missed() -> None:
-    assert judge(correctness, CASE, ANSWER) == Score(True, name="correctness")
-    slow = judge(correctness, CASE, Answer(("392",), seconds=2))
+def test_correctness_lists_every_expectation_that_is_not_met() -> None:
+    assert score_answer(correctness, CASE, ANSWER) == Score(True, name="correctness")
+    slow = score_answer(correctness, CASE, Answer(("392",), seconds=2))
     assert slow.value is False
     assert slow.reason == "expected_facts: lacks '391': '392'; max_seconds: used 2 seconds"
 
 
-def test_correctness_has_nothing_to_say_without_an_expectation() -> None:
-    assert judge(correctness, Case("Hi", {"guidelines": ["be polite"]}), ANSWER).value is None
+def test_correctness_does_not_apply_without_an_expectation() -> None:
+    assert (
+        score_answer(correctness, Case("Hi", {"guidelines": ["be polite"]}), ANSWER).value is None
+    )
 
 
 def test_correctness_with_an_expectation_it_cannot_read_is_an_error() -> None:
-    score = judge(correctness, Case("Hi", {"expected_number": "4"}), ANSWER)
+    score = score_answer(correctness, Case("Hi", {"expected_number": "4"}), ANSWER)
     assert "must be a number" in (score.error or "")
 
 
 def test_one_expectation_alone() -> None:
     facts = expectation("expected_facts")
-    assert judge(facts, CASE, Answer(("391",), seconds=9)).value is True
-    assert judge(facts, CASE, Answer(("392",))).reason == "lacks '391': '392'"
-    assert judge(facts, Case("Hi"), ANSWER).value is None
+    assert score_answer(facts, CASE, Answer(("391",), seconds=9)).value is True
+    assert score_answer(facts, CASE, Answer(("392",))).reason == "lacks '391': '392'"
+    assert score_answer(facts, Case("Hi"), ANSWER).value is None
     with pytest.raises(KeyError):
         expectation("expected_fact")
 
 
 def test_measurements() -> None:
-    values = [judge(each, CASE, ANSWER).value for each in (answered, latency, tokens, tool_calls)]
+    values = [
+        score_answer(each, CASE, ANSWER).value for each in (answered, latency, tokens, tool_calls)
+    ]
     assert values == [True, 0.5, 7, 0]
-    assert judge(tokens, CASE, Answer(("uncounted",))).value is None
+    assert score_answer(tokens, CASE, Answer(("uncounted",))).value is None
 
 
 def test_plain_functions_are_scorers() -> None:
     def brief(text: str) -> bool:
         return len(text) < 5
 
-    assert judge(as_scorer(brief), CASE, ANSWER) == Score(True, name="brief")
+    assert score_answer(as_scorer(brief), CASE, ANSWER) == Score(True, name="brief")
     assert as_scorer(latency) is latency
     with pytest.raises(TypeError, match="a scorer is a function"):
         as_scorer("correctness")
 
 
-def test_scorers_of_mlflow_are_taken_as_they_are() -> None:
+def test_scorers_of_mlflow_are_accepted_unchanged() -> None:
     from mlflow.entities import AssessmentError, Feedback
     from mlflow.genai.scorers import scorer as mlflow_scorer
 
@@ -181,9 +187,9 @@ def test_scorers_of_mlflow_are_taken_as_they_are() -> None:
     def several(outputs) -> list[Feedback]:
         return [Feedback(name="a", value=1), Feedback(name="b", value=2)]
 
-    assert judge(as_scorer(mentions), CASE, ANSWER) == Score(True, "looked", "mentions")
-    assert judge(as_scorer(failing), CASE, ANSWER).error == "ValueError: no model"
-    assert "returned" in (judge(as_scorer(several), CASE, ANSWER).error or "")
+    assert score_answer(as_scorer(mentions), CASE, ANSWER) == Score(True, "looked", "mentions")
+    assert score_answer(as_scorer(failing), CASE, ANSWER).error == "ValueError: no model"
+    assert "returned" in (score_answer(as_scorer(several), CASE, ANSWER).error or "")
 
 
 def test_a_scorer_of_whole_sessions_is_refused() -> None:
@@ -194,5 +200,5 @@ def test_a_scorer_of_whole_sessions_is_refused() -> None:
         def run(self, **anything: object) -> bool:
             return True
 
-    with pytest.raises(TypeError, match="satisfied judges whole sessions"):
+    with pytest.raises(TypeError, match="satisfied assesses sessions"):
         as_scorer(Session())

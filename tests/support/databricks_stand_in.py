@@ -1,6 +1,6 @@
-"""A stand-in of a Databricks workspace on a port of this machine.
+"""A simulated Databricks workspace on a port of this machine.
 
-It speaks as much of the REST API as the kit uses, by the rules of Databricks' documentation: users
+It implements as much of the REST API as the kit uses, as Databricks documents it: users
 by token, the app identity by OAuth, workspace files, experiments, apps and their deployments, and
 a deployed app that sends a personal access token to a login page. Unlike a mock it is reached by
 the real `databricks-sdk` over HTTP.
@@ -34,7 +34,7 @@ APP_USER = "app-service-principal"
 
 
 def forget_credentials(monkeypatch: pytest.MonkeyPatch, profiles: Path) -> None:
-    """Leave the SDK no credentials but those in the file `profiles`, which need not exist."""
+    """Remove all credentials but those in the file `profiles`, which need not exist."""
     for name in [each for each in os.environ if each.startswith("DATABRICKS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(profiles))
@@ -50,7 +50,7 @@ class Refusal(Exception):
 
 @dataclass
 class Call:
-    """One request that has arrived: its method, path, query, fields and user."""
+    """A request: its method, path, query, fields and user."""
 
     method: str
     path: str
@@ -61,7 +61,7 @@ class Call:
 
 @dataclass
 class Workspace:
-    """What the workspace holds; tests read it and prepare it."""
+    """The state of the workspace, which tests read and prepare."""
 
     url: str = ""
     users: dict[str, str] = field(
@@ -108,7 +108,7 @@ def route(method: str, path: str) -> Callable[[_Endpoint], _Endpoint]:
     return register
 
 
-# Who is asking
+# Authentication
 
 
 @route("GET", "/.well-known/databricks-config")
@@ -124,7 +124,7 @@ def oauth_server(workspace: Workspace, call: Call) -> _Answer:
 
 @route("POST", "/oidc/v1/token")
 def oauth_token(workspace: Workspace, call: Call) -> _Answer:
-    """Give the app a token that the SDK already has to refresh at the next use."""
+    """Return a token that the SDK has to refresh at the next use."""
     if call.user != CLIENT_ID:
         raise Refusal(401, "invalid_client", "unknown client")
     workspace.oauth_tokens_made += 1
@@ -143,7 +143,7 @@ def me(workspace: Workspace, call: Call) -> _Answer:
 
 @route("POST", "/serving-endpoints/chat/completions")
 def chat_completions(workspace: Workspace, call: Call) -> _Answer:
-    """Answer as a model that does not stream, and that tells who asked."""
+    """Answer as a model that does not stream, and that names the user."""
     if workspace.model_refusal:
         raise workspace.model_refusal
     message = {"role": "assistant", "content": f"Hello, {call.user}."}
@@ -175,7 +175,7 @@ def _is_notebook(path: str, content: bytes) -> bool:
 
 @route("POST", "/api/2.0/workspace/import")
 def import_file(workspace: Workspace, call: Call) -> _Answer:
-    """Keep a file; every format but RAW turns notebooks into notebooks without an ending."""
+    """Store a file; every format but RAW turns notebooks into notebooks without an extension."""
     path, content = call.body["path"], call.body["content"]
     _check_parent(workspace, path)
     if path in workspace.refused_uploads:
@@ -308,13 +308,13 @@ def deployed_answer(workspace: Workspace, call: Call, name: str) -> _Answer:
 
 @route("POST", "/api/2.0/sql/statements")
 def execute_statement(workspace: Workspace, call: Call) -> _Answer:
-    """Run the one statement that is known here: the function system.ai.python_exec."""
+    """Run the only supported statement: the function system.ai.python_exec."""
     if call.body["statement"] != "SELECT system.ai.python_exec(:code)":
         raise Refusal(400, "BAD_REQUEST", f"no such statement: {call.body['statement']}")
     if call.body["warehouse_id"] != "warehouse-1":
         raise Refusal(404, "NOT_FOUND", f"{call.body['warehouse_id']} is not a warehouse.")
     number = f"statement-{len(workspace.statements) + 1}"
-    (code,) = [given["value"] for given in call.body["parameters"] if given["name"] == "code"]
+    (code,) = [each["value"] for each in call.body["parameters"] if each["name"] == "code"]
     workspace.statements[number] = {"code": code, "waits": workspace.polls_to_wait}
     return get_statement(workspace, call, number)
 
@@ -360,12 +360,12 @@ def _parse_body(content_type: str, content: bytes) -> dict[str, Any]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One request a connection (HTTP/1.0), so that closing the server waits for nobody."""
+    """One request a connection (HTTP/1.0), so that closing the server does not wait."""
 
     workspace: Workspace
 
     def log_message(self, format: str, *args: object) -> None:
-        """Keep quiet."""
+        """Log nothing."""
 
     def _serve(self) -> None:
         url = urlsplit(self.path)
@@ -392,7 +392,7 @@ class _Handler(BaseHTTPRequestHandler):
         if call.path.startswith("/deployed/") and not self._has_oauth_token():
             return {"location": f"{self.workspace.url}/oidc/oauth2/v2.0/authorize?client_id=x"}
         if call.user is None and not public:
-            raise Refusal(401, "UNAUTHENTICATED", "Credential was not sent or was of no known user")
+            raise Refusal(401, "UNAUTHENTICATED", "The credential is missing or of no known user")
         for method, pattern, endpoint in _routes:
             if method == call.method and (match := pattern.fullmatch(call.path)):
                 return endpoint(self.workspace, call, *match.groups())
