@@ -1,4 +1,4 @@
-"""The agent loop, as callers see it: over HTTP's faces, with scripts for models."""
+"""The agent loop as clients see it: over HTTP, with scripted models."""
 
 import asyncio
 import json
@@ -68,7 +68,7 @@ def serve(model: ScriptedModel, **options: Any) -> AgentServer:
 
 
 def at_invocations(client: AsyncOpenAI) -> AsyncOpenAI:
-    """The same client where calls and their outputs are items of their own, as the loop says."""
+    """The same client where calls and their outputs are separate items."""
     return client.with_options(base_url=client.base_url.copy_with(path="/"))
 
 
@@ -160,7 +160,7 @@ def test_usage_is_the_sum_of_the_turns_and_the_model_names_itself():
     assert usage["output_tokens_details"]["reasoning_tokens"] == 2
 
 
-def test_an_unknown_tool_and_bad_arguments_are_told_to_the_model():
+def test_an_unknown_tool_and_bad_arguments_are_reported_to_the_model():
     turns = [
         [
             function_call("divide", {}, "call_1"),
@@ -178,9 +178,9 @@ def test_an_unknown_tool_and_bad_arguments_are_told_to_the_model():
     assert any("not valid JSON" in (output or "") for output in outputs)
 
 
-def test_plain_functions_may_stand_among_the_tools():
+def test_plain_functions_are_accepted_as_tools():
     def greet(name: str) -> str:
-        """Greet somebody."""
+        """Greet a person."""
         return f"Hello {name}"
 
     model = ScriptedModel([function_call("greet", {"name": "Ada"}), "Done."])
@@ -235,7 +235,7 @@ def meeting(places: int) -> Callable[..., Any]:
     return meet
 
 
-def test_calls_of_one_turn_run_side_by_side_and_answer_in_order():
+def test_calls_of_one_turn_run_concurrently_with_outputs_in_order():
     calls = [function_call("meet", {"number": number}, f"call_{number}") for number in range(3)]
     response = ask(serve(ScriptedModel([calls, "Met."]), tools=[meeting(3)]))
     outputs = [item for item in response["output"] if item["type"] == "function_call_output"]
@@ -243,7 +243,7 @@ def test_calls_of_one_turn_run_side_by_side_and_answer_in_order():
     assert [item["call_id"] for item in outputs] == ["call_0", "call_1", "call_2"]
 
 
-def test_a_call_that_fails_is_told_apart_from_one_that_is_done():
+def test_a_call_that_fails_is_incomplete():
     calls = [sum_of(1, 2, "call_1"), function_call("add", {"first": "one"}, "call_2")]
     response = ask(serve(ScriptedModel([calls, "Only one."])))
     done, failed = [item for item in response["output"] if "output" in item]
@@ -341,7 +341,7 @@ def test_a_slow_tool_is_stopped_when_the_time_of_the_answer_is_up():
     assert closed.is_set()
 
 
-def test_a_models_own_timeout_is_told_apart():
+def test_a_timeout_of_the_model_itself_is_passed_on():
     async def run() -> None:
         model = ScriptedModel([TimeoutError("of its own")])
         request = ResponsesRequest(input=[{"role": "user", "content": "Hello"}])
@@ -353,7 +353,7 @@ def test_a_models_own_timeout_is_told_apart():
 
 
 @pytest.mark.parametrize("limits", [{"max_turns": 0}, {"timeout_seconds": 0}])
-def test_senseless_limits_are_refused(limits):
+def test_invalid_limits_are_refused(limits):
     async def run() -> None:
         request = ResponsesRequest(input=[{"role": "user", "content": "Hello"}])
         async for _ in run_agent(request, model=ScriptedModel(["Hi"]), **limits):
@@ -407,7 +407,7 @@ def test_reading_no_further_stops_the_model_and_the_tools():
     assert sorted(stopped) == ["a", "b"]
 
 
-def test_a_plain_function_that_is_stuck_holds_up_nobody():
+def test_a_stuck_function_does_not_block_the_end():
     stuck, left = threading.Event(), threading.Event()
 
     def stick() -> None:
@@ -458,7 +458,7 @@ def test_our_own_calls_of_the_same_turn_are_run_first():
     assert len(model.requests) == 1
 
 
-def test_the_conversation_goes_on_with_the_callers_output():
+def test_the_conversation_continues_with_the_callers_output():
     model = ScriptedModel([[RAIN, sum_of(1, 2)], "Rain, and 3."])
     server = serve(model)
     question = {"role": "user", "content": "Weather?"}
@@ -499,7 +499,7 @@ def test_chat_completions_show_the_callers_calls_alone(streamed):
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "weather"}])
-def test_a_choice_speaks_of_the_callers_tools_alone(choice):
+def test_a_choice_refers_to_the_callers_tools_only(choice):
     model = ScriptedModel(["Very well."])
     ask(serve(model), tools=[WEATHER], tool_choice=choice)
     assert names(model.requests[0]) == ["weather"]
@@ -521,7 +521,7 @@ def test_with_the_choice_none_there_is_no_tool():
     assert "not available" in response["output"][1]["output"]
 
 
-def test_allowed_tools_narrow_the_callers_tools_down():
+def test_allowed_tools_reduce_the_callers_tools():
     mail = {**WEATHER, "name": "mail"}
     only_mail = [{"type": "function", "name": "mail"}]
     choice = {"type": "allowed_tools", "mode": "auto", "tools": only_mail}
@@ -530,7 +530,7 @@ def test_allowed_tools_narrow_the_callers_tools_down():
     assert names(model.requests[0]) == ["mail", "add"]
 
 
-def test_the_callers_tool_takes_the_place_of_ours_of_the_same_name():
+def test_the_callers_tool_replaces_ours_of_the_same_name():
     model = ScriptedModel([sum_of(1, 2)])
     response = ask(serve(model), tools=[{**WEATHER, "name": "add"}])
     assert kinds(response) == ["function_call"]

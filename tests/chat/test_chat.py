@@ -3,17 +3,18 @@
 import asyncio
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
 from agent_kit.chat import Chat
-from agent_kit.chat.html import transcript_html
 from agent_kit.evaluate.datasets import load_cases
 from agent_kit.server import AgentServer, create_server
 
@@ -117,7 +118,7 @@ def test_options_reach_the_agent(chat: Chat, server: AgentServer) -> None:
     fields["instructions"].value = "Be brief."
     fields["temperature"].value = "0.5"
     fields["max_output_tokens"].value = "many"
-    assert "is no number" in chat.panel.composer.note.value
+    assert "is not a number" in chat.panel.composer.note.value
     fields["max_output_tokens"].value = "90"
     assert chat.send_sync("?").text == "Be brief. 0.5 90"
 
@@ -130,7 +131,7 @@ def test_failure_shows_one_line_and_the_traceback(chat: Chat, server: AgentServe
 
     answer = chat.send_sync("?")
     assert answer.status == "failed"
-    assert answer.trouble.message.startswith("KeyError: 'weather' (in fail, line ")
+    assert answer.failure.message.startswith("KeyError: 'weather' (in fail, line ")
     assert "Traceback" in shown(chat)
     assert chat.items[-1]["content"][0]["text"] == "Half of "
     assert not caplog.records, "the panel shows it, so the log is silent"
@@ -187,8 +188,8 @@ def test_one_answer_at_a_time(chat: Chat, server: AgentServer) -> None:
 
     future = chat.submit("first")
     assert chat.submit("second") is None
-    assert "under way" in chat.panel.composer.note.value
-    with pytest.raises(RuntimeError, match="under way"):
+    assert "in progress" in chat.panel.composer.note.value
+    with pytest.raises(RuntimeError, match="in progress"):
         chat.send_sync("third")
     gate.set()
     future.result(PATIENCE)
@@ -229,7 +230,66 @@ def test_refused_request_shows_the_servers_words(chat: Chat) -> None:
     chat.session.options["temperature"] = "hot"
     answer = chat.send_sync("?")
     assert answer.status == "failed"
-    assert "temperature" in answer.trouble.message
+    assert "temperature" in answer.failure.message
+
+
+@pytest.fixture
+def echo(monkeypatch: pytest.MonkeyPatch) -> AgentServer:
+    monkeypatch.setenv("AGENT_KIT_MLFLOW_TRACING", "false")
+    server = create_server()
+    server.invoke()(lambda request: request.input[-1]["content"])
+    return server
+
+
+def test_replay_is_compared_and_accepted(echo: AgentServer) -> None:
+    with Chat(echo, instructions="Be brief.", example_prompts=["Hi"]) as chat:
+        assert chat.replay() is None
+        assert "nothing to ask" in chat.panel.composer.note.value
+        _greeting, prompts = chat.panel.messages.children
+        prompts.children[0].click()
+        while chat.session.is_running or not chat.turns:
+            chat.session.submit(asyncio.sleep(0.01)).result()
+        chat.retry()
+        while chat.session.is_running:
+            chat.session.submit(asyncio.sleep(0.01)).result()
+        chat.send_sync("Ho")
+        echo.invoke()(lambda request: "changed")
+        chat.replay().result(60)
+        comparison, row = chat.panel.comparison.children
+        assert "0 of 2 answers are the same" in comparison.value
+        row.children[0].click()
+        assert [turn.answer.text for turn in chat.turns] == ["changed", "changed"]
+        chat.clear()
+        assert chat.panel.messages.children[0] is _greeting
+
+
+@pytest.mark.parametrize(
+    "options", [{"token": "t"}, {"url": "here"}, {"url": "http://x", "server": True}]
+)
+def test_invalid_arguments_are_refused(options: dict[str, Any], echo: AgentServer) -> None:
+    given = {**options, "server": echo} if "server" in options else options
+    with pytest.raises(ValueError, match="url"):
+        Chat(**given)
+    with Chat(echo) as chat, pytest.raises(ValueError, match="nothing to send"):
+        chat.send_sync("  ")
+
+
+def test_newest_server_answers_where_none_is_given(echo: AgentServer) -> None:
+    with Chat() as chat:
+        assert chat.send_sync("One").text == "One"
+        newer = create_server()
+        newer.invoke()(lambda request: "newer")
+        assert chat.send_sync("Two").text == "newer"
+        assert chat.turns[0].version != chat.turns[1].version
+        assert re.match(r"Chat\('.+', 2 turns\)", repr(chat))
+
+
+def test_an_agent_out_of_reach_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENT_KIT_MLFLOW_TRACING", "false")
+    with Chat(url="http://127.0.0.1:9") as chat:
+        answer = chat.send_sync("Hello")
+    assert answer.failure is not None
+    assert "cannot be reached" in answer.failure.message
 
 
 NOTEBOOK = """
@@ -263,7 +323,3 @@ def test_a_run_notebook_keeps_the_transcript(tmp_path: Path) -> None:
     assert "Hello <strong>Grace</strong>" in page
     assert kept["data"]["text/plain"].startswith("You: Ada\nAgent: Hello **Ada**")
     assert "'Hello **Grace**'" in json.dumps(notebook.cells[2].outputs)
-
-
-def test_empty_conversation_is_an_empty_transcript() -> None:
-    assert "ak-user" not in transcript_html([])

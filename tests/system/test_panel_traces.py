@@ -1,4 +1,4 @@
-"""What the chat shows of traces, and the judgements that it stores on them."""
+"""Traces in the chat panel, and the assessments that it stores on them."""
 
 import sys
 import time
@@ -40,7 +40,7 @@ def press(chat: Chat, label: str) -> tuple:
 
 def test_thumb_and_comment_are_found_in_mlflow(chat: Chat, project: Settings) -> None:
     answer = chat.send_sync("What is 17*23?")
-    assert answer.status == "completed", answer.trouble
+    assert answer.status == "completed", answer.failure
     comment, send = press(chat, "👎")
     comment.value = "Show your work."
     send.click()
@@ -68,7 +68,7 @@ def test_trace_is_a_tree_without_a_tracking_server(chat: Chat, project: Settings
 
 
 def test_trace_of_a_failure_says_where(chat: Chat) -> None:
-    @chat._server.stream()
+    @chat.session.target.server.stream()
     async def fail(request):  # type: ignore[no-untyped-def]
         with span("look up"):
             raise KeyError("weather")
