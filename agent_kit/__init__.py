@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/70_package.ipynb #f93c13a5
+# %% ../nbs/70_package.ipynb #78266877
 import sys
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from agent_kit.chat import Chat as Chat
     from agent_kit.context import current_context as current_context
     from agent_kit.context import get_obo_workspace_client as get_obo_workspace_client
-    from agent_kit.evaluate.cases import Case as Case
-    from agent_kit.evaluate.datasets import load_cases as load_cases
-    from agent_kit.evaluate.scorers import Score as Score
-    from agent_kit.evaluate.scorers import scorer as scorer
+    from agent_kit.evaluate import Case as Case
+    from agent_kit.evaluate import Score as Score
+    from agent_kit.evaluate import load_cases as load_cases
+    from agent_kit.evaluate import scorer as scorer
     from agent_kit.loop import run_agent as run_agent
+    from agent_kit.models import ScriptedModel as ScriptedModel
     from agent_kit.models import create_model as create_model
-    from agent_kit.models.replay import ScriptedModel as ScriptedModel
-    from agent_kit.models.replay import use_recording as use_recording
+    from agent_kit.models import use_recording as use_recording
     from agent_kit.protocol import ChatAgentRequest as ChatAgentRequest
     from agent_kit.protocol import ChatRequest as ChatRequest
     from agent_kit.protocol import ResponsesRequest as ResponsesRequest
@@ -42,24 +42,21 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# %% ../nbs/70_package.ipynb #0641d7eb
+# %% ../nbs/70_package.ipynb #1a14b05b
 _MODULES = {
     "agent_kit.server": ("create_server",),
     "agent_kit.server.in_process": ("RequestRefused",),
     "agent_kit.settings": ("get_settings",),
     "agent_kit.context": ("current_context", "get_obo_workspace_client"),
     "agent_kit.loop": ("run_agent",),
-    "agent_kit.models": ("create_model",),
-    "agent_kit.models.replay": ("ScriptedModel", "use_recording"),
+    "agent_kit.models": ("create_model", "ScriptedModel", "use_recording"),
     "agent_kit.tools": ("tool", "Tool"),
     "agent_kit.tools.python_exec": ("python_exec",),
     "agent_kit.tools.mcp": ("mcp_server", "databricks_mcp_server"),
     "agent_kit.protocol": ("ResponsesRequest", "ChatRequest", "ChatAgentRequest"),
     "agent_kit.chat": ("Chat",),
     "agent_kit.tracing": ("span", "setup_mlflow", "log_feedback"),
-    "agent_kit.evaluate.cases": ("Case",),
-    "agent_kit.evaluate.datasets": ("load_cases",),
-    "agent_kit.evaluate.scorers": ("scorer", "Score"),
+    "agent_kit.evaluate": ("Case", "load_cases", "scorer", "Score"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -75,7 +72,7 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     return sorted({*globals(), *_MODULE_OF})
 
-# %% ../nbs/70_package.ipynb #3cd51cc8
+# %% ../nbs/70_package.ipynb #fc314a48
 _FORMER_PATHS = {
     "agent_kit.app_source": "agent_kit.deploy.source",
     "agent_kit.client": "agent_kit.server.in_process",

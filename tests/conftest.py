@@ -51,7 +51,7 @@ def isolated(module_folder: None, tmp_path: Path) -> Iterator[None]:
 def streams_open_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what fails at once fail before its stream opens, however busy the machine is."""
     for module in ("endpoint", "websocket"):
-        monkeypatch.setattr(f"agent_kit.server.{module}._OPEN_AFTER_SECONDS", 60)
+        monkeypatch.setattr(f"agent_kit.server.{module}.OPEN_AFTER_SECONDS", 60)
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from support.databricks_stand_in import forget_credentials
 from support.environment import PROJECT
+from support.python_agent import APP
 
 from agent_kit import __version__
 from agent_kit.cli import agent_evaluate, agent_kit, agent_server
@@ -165,8 +166,10 @@ def sorted_rest(command: list[str], cosmetic: set[str]) -> list[str]:
 
 
 def test_the_server_answers_and_ends_by_a_signal() -> None:
-    write("[mlflow]\ntracing = false\n")
-    environ = os.environ | {"PYTHONUNBUFFERED": "1"}
+    write("[server]\napp = my_agent:app\n[mlflow]\ntracing = false\n")
+    Path("my_agent.py").write_text(APP)
+    path = str(PROJECT / "tests")
+    environ = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
     with subprocess.Popen(
         [script("agent-server"), "--port", "0"], stderr=subprocess.PIPE, text=True, env=environ
     ) as server:

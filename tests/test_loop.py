@@ -16,13 +16,13 @@ from agent_kit.loop import run_agent
 from agent_kit.models.interface import (
     ModelError,
     ModelRequest,
-    ScriptedModel,
     function_call,
     item_done,
     text_delta,
     token_usage,
     turn_ended,
 )
+from agent_kit.models.replay import ScriptedModel
 from agent_kit.protocol import ResponsesRequest
 from agent_kit.server import AgentServer, create_server
 from agent_kit.tools import tool

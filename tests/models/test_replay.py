@@ -3,8 +3,8 @@
 import asyncio
 
 import pytest
-from support.environment import default_agent
 from support.model_stand_in import ModelStandIn, Refusal, Turn
+from support.python_agent import python_agent
 
 from agent_kit.models import ModelError, ModelRequest, ScriptedModel, create_model, use_recording
 from agent_kit.models.replay import RecordableModel, Recording, request_key
@@ -189,11 +189,11 @@ def test_an_agent_replays_its_tool_calls(path, monkeypatch):
         async with server.client() as client:
             return (await client.responses.create(input="What is 17*23?")).output_text
 
-    with default_agent() as agent:
-        with use_recording(path, mode="new"):
-            recorded = asyncio.run(answer(agent.server))
-        assert len(path.read_text().splitlines()) == 2
-        path.write_text(path.read_text().replace('"delta":"391"', '"delta":"391, on record"'))
-        with use_recording(path):
-            replayed = asyncio.run(answer(agent.server))
+    server = python_agent()
+    with use_recording(path, mode="new"):
+        recorded = asyncio.run(answer(server))
+    assert len(path.read_text().splitlines()) == 2
+    path.write_text(path.read_text().replace('"delta":"391"', '"delta":"391, on record"'))
+    with use_recording(path):
+        replayed = asyncio.run(answer(server))
     assert replayed == f"{recorded}, on record"

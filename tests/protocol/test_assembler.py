@@ -15,7 +15,7 @@ from agent_kit.protocol import TASKS, RequestError, parse_request
 from agent_kit.protocol.assembler import make_assembler
 from agent_kit.protocol.wire import clean_text, dump_json
 from agent_kit.server import AgentServer, create_server
-from agent_kit.tracing.drain import DrainKeeper
+from agent_kit.tracing.drain import DrainSupervisor
 
 pytest_plugins = ["support.tracing_fixtures"]
 
@@ -114,7 +114,7 @@ def test_an_agents_error_event_is_an_error_in_chat_completions(code, status, cap
 
 @pytest.mark.parametrize("face", PATHS)
 def test_the_trace_of_an_answer_that_failed_says_so(face, project, monkeypatch, caplog):
-    monkeypatch.setattr(DrainKeeper, "check", lambda self: None)
+    monkeypatch.setattr(DrainSupervisor, "check", lambda self: None)
     server = create_server(settings=project)
     server.invoke()(lambda request: {"type": "error", "message": "The model is tired."})
     with server.serve() as url:

@@ -186,7 +186,7 @@ def hold_the_loop(seconds: float) -> None:
 
 @pytest.mark.parametrize("turns", range(5))
 def test_a_stream_that_fails_as_it_opens_has_one_error(turns, monkeypatch, caplog):
-    monkeypatch.setattr("agent_kit.server.endpoint._OPEN_AFTER_SECONDS", 0.02)
+    monkeypatch.setattr("agent_kit.server.endpoint.OPEN_AFTER_SECONDS", 0.02)
     server = create_server(settings=load_settings(environ=UNTRACED))
 
     @server.stream()

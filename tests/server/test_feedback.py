@@ -54,7 +54,7 @@ def test_feedback_becomes_an_assessment_of_its_user(traced, project, monkeypatch
     assert assessments(project, trace_id) == [(False, "It is 390.", ADA["x-forwarded-email"])]
 
     # What memory has forgotten, or another worker has answered, is looked up in MLflow.
-    monkeypatch.setattr("agent_kit.tracing._recent._records", {})
+    monkeypatch.setattr("agent_kit.tracing.recorder.recent_traces._records", {})
     for stranger in (EVE, ADA | EVE):
         refused = judge(traced, stranger, trace_id=trace_id, value=True)
         assert refused.status_code == 404

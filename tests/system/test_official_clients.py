@@ -15,8 +15,8 @@ from openai.types.chat import ChatCompletionMessageParam
 from pydantic import BaseModel
 from support.client_agent import client_agent
 from support.environment import PROJECT, require
+from support.python_agent import python_agent
 
-from agent_kit.agent import server as default_server
 from agent_kit.settings import load_settings
 
 PARAMETERS = {
@@ -53,12 +53,9 @@ def url(closed: threading.Event, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture
 def default_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The default agent, with nothing configured."""
-    settings = default_server.settings
-    mlflow = settings.mlflow.model_copy(update={"tracing": False})
-    untraced = settings.model_copy(update={"mlflow": mlflow})
-    monkeypatch.setattr(default_server.service, "settings", untraced)
-    with default_server.serve() as url:
+    """An agent with `python_exec`, with nothing configured."""
+    monkeypatch.setenv("AGENT_KIT_MLFLOW_TRACING", "false")
+    with python_agent().serve() as url:
         yield url
 
 
