@@ -327,6 +327,15 @@ def _explained(failed: str, state: str) -> Iterator[None]:
         ) from error
 
 # %% ../../nbs/deploy/20_deploy.ipynb #1b280f17
+def _check_answer(client: "WorkspaceClient", url: str) -> str:
+    try:
+        ask_app(url, client.config.authenticate())
+        return "The app answers."
+    except DeployError as error:
+        # The deployment has succeeded; only this request has not.
+        return f"Not checked: {error}"
+
+
 def deploy(
     settings: Settings | None = None,
     *,
@@ -365,10 +374,5 @@ def deploy(
     with _explained("The app was not restarted", "its files are uploaded"):
         _start_deployment(client, plan, folder, logs=f"{url}/logz")
     report(explain_query(url, host))
-    try:
-        ask_app(url, client.config.authenticate())
-        report("The app answers.")
-    except DeployError as error:
-        # The deployment has succeeded; only this request has not.
-        report(f"Not checked: {error}")
+    report(_check_answer(client, url))
     return url

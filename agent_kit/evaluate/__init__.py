@@ -257,6 +257,5 @@ def evaluate(
     answers = collect_answers(server, cases, repeats=repeats, workers=workers, progress=progress)
     runs = EvaluationLog(server.settings)
     rows = _score_answers(chosen, cases, answers, workers, runs)
-    facts = _facts(server, source, cases, repeats, workers)
-    evaluation = replace(planned, rows=rows, facts=facts)
-    return _store(evaluation, runs) if log else evaluation
+    done = replace(planned, rows=rows, facts=_facts(server, source, cases, repeats, workers))
+    return _store(done, runs) if log else done

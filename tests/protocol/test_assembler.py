@@ -1,4 +1,4 @@
-"""An agent of one form behind the face of another: nothing it says is lost, a failure is one."""
+"""The answer of an agent in the protocol of its caller: nothing is lost, a failure stays one."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Whatever an agent yields becomes a whole, valid event stream."""
+"""Any output of an agent becomes a complete, valid event stream."""
 
 import json
 from typing import Any
@@ -84,7 +84,7 @@ def test_a_string_becomes_a_message_with_all_its_events():
     ]
 
 
-def test_an_agent_that_says_nothing_has_an_empty_answer():
+def test_an_agent_without_output_has_an_empty_response():
     assert types(stream("")) == ["created", "in_progress", "completed"]
 
 
@@ -95,7 +95,7 @@ def test_deltas_become_one_message_and_items_keep_their_order():
     assert texts(events) == ["Let me see.", "It is 391."]
 
 
-def test_each_type_of_item_is_completed_from_its_least():
+def test_each_type_of_item_is_completed_from_its_required_fields():
     least = [
         {"content": "Hello"},
         {"type": "reasoning", "summary": "Thinking"},
@@ -153,12 +153,12 @@ def test_a_failed_web_search_sends_no_event_that_does_not_exist():
     assert events[-1]["response"]["output"][0]["status"] == "failed"
 
 
-def test_a_failed_mcp_call_says_so():
+def test_a_failed_mcp_call_sends_a_failed_event():
     item = {"type": "mcp_call", "name": "f", "server_label": "s", "error": "It broke."}
     assert "mcp_call.failed" in types(stream(item))
 
 
-# Which item is meant --------------------------------------------------------------------------
+# Which item an event belongs to ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_a_failed_mcp_call_says_so():
         ["It is 391.", {"type": "response.completed", "response": {"output": [message("x")]}}],
     ],
 )
-def test_a_message_told_twice_appears_once(chunks):
+def test_a_repeated_message_appears_once(chunks):
     assert "".join(texts(stream(*chunks))).strip() == "It is 391."
     assert len(texts(stream(*chunks))) == 1
 
@@ -205,7 +205,7 @@ def test_two_messages_stay_two(chunks):
     assert texts(stream(*chunks)) == ["one", "two"]
 
 
-def test_calls_that_share_a_call_id_are_told_apart_and_so_are_their_outputs():
+def test_calls_with_the_same_call_id_get_different_ids_and_so_do_their_outputs():
     second = {**OUTPUT, "output": "392"}
     output = stream(CALL, OUTPUT, CALL, second)[-1]["response"]["output"]
     calls = [item["call_id"] for item in output]
@@ -216,7 +216,7 @@ def test_calls_that_share_a_call_id_are_told_apart_and_so_are_their_outputs():
     assert calls[0] == calls[2] == "call_1" != calls[1] == calls[3]
 
 
-def test_a_streamed_call_with_a_taken_call_id_ends_under_its_own():
+def test_a_streamed_call_with_a_used_call_id_gets_a_new_one():
     arguments = {"type": "response.function_call_arguments.delta", "delta": "{}"}
     again = {**CALL, "id": "fc_2"}
     output = stream(
@@ -227,7 +227,7 @@ def test_a_streamed_call_with_a_taken_call_id_ends_under_its_own():
     assert output[2]["call_id"] == output[3]["call_id"] != "call_1"
 
 
-def test_a_call_ends_without_naming_itself_again():
+def test_a_call_ends_without_repeating_its_call_id():
     output = stream(
         added({**CALL, "id": "fc_1", "arguments": ""}),
         {"type": "response.function_call_arguments.delta", "item_id": "fc_1", "delta": "{}"},
@@ -236,7 +236,7 @@ def test_a_call_ends_without_naming_itself_again():
     assert [item["call_id"] for item in output] == ["call_1"]
 
 
-def test_a_call_that_changes_its_call_id_is_a_mistake():
+def test_a_call_that_changes_its_call_id_is_an_error():
     opened = added({**CALL, "id": "fc_1", "arguments": ""})
     with pytest.raises(AgentOutputError, match="call_id"):
         stream(opened, done({**CALL, "id": "fc_1", "call_id": "call_2"}))
@@ -265,7 +265,7 @@ def test_a_citation_without_indices_stands_at_the_end_of_the_text(annotation):
         assert index == len("See there.")
 
 
-def test_a_citation_without_its_source_is_a_mistake():
+def test_a_citation_without_its_source_is_an_error():
     part = {"type": "output_text", "text": "x", "annotations": [{"type": "url_citation"}]}
     with pytest.raises(AgentOutputError, match="url"):
         stream({"content": [part]})
@@ -287,13 +287,13 @@ def test_custom_outputs_and_usage_may_come_alone():
     assert response["usage"]["total_tokens"] == 14
 
 
-def test_a_models_metadata_is_told_as_strings():
+def test_the_metadata_of_a_model_is_sent_as_strings():
     response = {"output": [message("Hi")], "metadata": {"turns": 3, "by": "me"}}
     assert stream(response)[-1]["response"]["metadata"] == {"turns": "3", "by": "me"}
 
 
 @pytest.mark.parametrize("details", [None, {"reason": "odd"}, {"reason": "content_filter"}])
-def test_an_incomplete_answer_says_why(details):
+def test_an_incomplete_answer_contains_the_reason(details):
     response = {"status": "incomplete", "incomplete_details": details}
     events = stream("It is", {"type": "response.incomplete", "response": response})
     assert events[-1]["type"] == "response.incomplete"
@@ -395,7 +395,7 @@ def test_a_plain_answer_is_the_streams_last_response():
     assert check_response(assembler.body)["status"] == "completed"
 
 
-# Mistakes -------------------------------------------------------------------------------------
+# Errors -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -427,7 +427,7 @@ def test_a_plain_answer_is_the_streams_last_response():
         {"content": [{"type": "output_text", "text": "x", "annotations": 7}]},
     ],
 )
-def test_what_cannot_be_understood_is_said_and_the_stream_still_ends_well(chunk):
+def test_an_invalid_chunk_is_an_error_and_the_stream_still_ends_validly(chunk):
     assembler = ResponseAssembler(REQUEST)
     events = [*assembler.start(), *assembler.add("Before. ")]
     with pytest.raises(AgentOutputError):
@@ -450,12 +450,12 @@ def test_what_cannot_be_understood_is_said_and_the_stream_still_ends_well(chunk)
         ],
     ],
 )
-def test_a_text_that_contradicts_itself_is_a_mistake(chunks):
+def test_a_text_that_contradicts_its_deltas_is_an_error(chunks):
     with pytest.raises(AgentOutputError):
         stream(*chunks)
 
 
-# Anything at all ------------------------------------------------------------------------------
+# Any output ------------------------------------------------------------------------------
 
 IDS = st.sampled_from([None, "", "a", "b", "__fake_id__", 7, []])
 TEXT = st.sampled_from(["", "one", "two", "one two", " ", "\ud83d", "é\n"])
@@ -560,7 +560,7 @@ CHUNKS = st.one_of(TEXT, ITEMS, EVENTS, EVENTS, RESPONSES, ENDINGS)
     max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 @given(st.lists(CHUNKS, max_size=8), st.sampled_from(["finish", "fail", "cancel"]))
-def test_whatever_an_agent_yields_the_stream_is_valid(chunks, end):
+def test_the_stream_is_valid_for_any_output_of_an_agent(chunks, end):
     assembler = ResponseAssembler(REQUEST)
     events = assembler.start()
     try:
@@ -590,6 +590,6 @@ def test_a_completed_stream_is_passed_on_as_it_is(chunks):
     assert passed[2:-1] == check(events)[2:-1]
 
 
-def test_the_checker_is_asked_here():
+def test_the_checker_rejects_a_broken_stream():
     with pytest.raises(BrokenStream):
         check_stream(stream("Hi")[1:])
