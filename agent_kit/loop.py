@@ -26,7 +26,9 @@ from agent_kit.models.interface import (
 )
 from .protocol import ResponsesRequest
 from .protocol.output_items import new_id
-from .protocol.response_assembler import ResponseAssembler
+from .protocol.response_assembler import add_item_event, add_response
+from .protocol.response_object import complete_usage
+from .protocol.streaming_items import StreamingItems
 from .tools import Tool, ToolLike, ToolResult, open_tools
 from .tracing.spans import enter, leave, span
 
@@ -124,7 +126,6 @@ class _Toolbox:
 
 # %% ../nbs/50_loop.ipynb #ebc5f974
 _TEXT_PLACE = ("type", "item_id", "output_index", "content_index", "summary_index")
-_ANY_REQUEST = ResponsesRequest(input=[{"role": "user", "content": ""}])
 
 
 class _Reply:
@@ -169,13 +170,15 @@ class _Reply:
 
     def finish(self, last: Event) -> list[Event]:
         """Complete the items; return the events of those that only the last event contains."""
-        assembler = ResponseAssembler(_ANY_REQUEST)
+        streamed = StreamingItems()
         for event, deltas in self._events:
-            assembler.add({**event, "delta": "".join(deltas)} if len(deltas) > 1 else event)
-        assembler.add(last)
-        body = assembler.body
-        self.items, self.usage = body["output"], body["usage"]
-        self.incomplete = (body["incomplete_details"] or {}).get("reason")
+            whole = {**event, "delta": "".join(deltas)} if len(deltas) > 1 else event
+            add_item_event(streamed, whole)
+        response = {**last["response"], "status": last["type"].removeprefix("response.")}
+        details = add_response(streamed, response)
+        self.items = streamed.finished
+        self.incomplete = details["reason"] if details else None
+        self.usage = complete_usage(usage) if (usage := response.get("usage")) else None
         self.model = last["response"].get("model") or self.model
         return [] if self._events else [item_done(item) for item in self.items]
 
