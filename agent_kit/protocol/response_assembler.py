@@ -34,7 +34,7 @@ from agent_kit.protocol.streaming_items import (
     TEXT_KINDS,
     Event,
     Fields,
-    Outbox,
+    OrderedEvents,
     StreamingItem,
     StreamingItems,
     StreamingText,
@@ -345,7 +345,7 @@ class ResponseAssembler:
     encode = staticmethod(encode_event)
 
     def __init__(self, request: ResponsesRequest, response_id: str | None = None) -> None:
-        self.outbox = Outbox()
+        self.outbox = OrderedEvents()
         self.items = StreamingItems(self.outbox)
         self.fields: dict[str, Any] = new_response(request, response_id)
         self.model_is_open = request.model is None

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Event', 'Fields', 'TEXT_KINDS', 'OUTPUT_TEXT', 'KIND_OF_PART', 'KIND_OF_ITEM', 'PART_LISTS', 'PART_EVENTS',
-           'INDEX_NAME', 'NO_FIELDS', 'EMPTY_ITEMS', 'PROGRESS_STEPS', 'MATCH_RULES', 'NO_IDS', 'Outbox', 'TextKind',
-           'late_delta', 'StreamingText', 'Target', 'StreamingItem', 'match', 'StreamingItems']
+           'INDEX_NAME', 'NO_FIELDS', 'EMPTY_ITEMS', 'PROGRESS_STEPS', 'MATCH_RULES', 'NO_IDS', 'OrderedEvents',
+           'TextKind', 'late_delta', 'StreamingText', 'Target', 'StreamingItem', 'match_event', 'StreamingItems']
 
 # %% ../../nbs/protocol/70_streaming_items.ipynb #a4ba5a95
 from collections.abc import Mapping
@@ -28,8 +28,8 @@ Event = dict[str, Any]  # an event, an item or a chunk, as it is sent
 Fields = Mapping[str, Any]  # the same, as the agent yields it
 
 
-class Outbox:
-    """Collects events and numbers them from 0."""
+class OrderedEvents:
+    """Holds the events of a response in their order, numbered from 0."""
 
     def __init__(self) -> None:
         self.sequence = 0
@@ -89,7 +89,7 @@ def late_delta(name: str) -> AgentOutputError:
 class StreamingText:
     """A text between its first and its last event, with the part it belongs to."""
 
-    outbox: Outbox
+    outbox: OrderedEvents
     kind: TextKind
     place: dict[str, Any]  # item_id, output_index and the index of the part
     index: int  # the position among the parts
@@ -240,7 +240,12 @@ class StreamingItem:
     """
 
     def __init__(
-        self, outbox: Outbox, fields: dict[str, Any], index: int, source: Target, announced: bool
+        self,
+        outbox: OrderedEvents,
+        fields: dict[str, Any],
+        index: int,
+        source: Target,
+        announced: bool,
     ) -> None:
         self.outbox, self.fields, self.type = outbox, fields, fields["type"]
         self.source, self.announced, self.done = source, announced, False
@@ -396,7 +401,7 @@ def _continues(item: StreamingItem, event: Target) -> bool:
 MATCH_RULES = (_same_id, _no_id, _continuation, _same_content)
 
 
-def match(item: StreamingItem, event: Target) -> int:
+def match_event(item: StreamingItem, event: Target) -> int:
     """Return the number of the first rule by which an event belongs to a candidate, 0 if none."""
     for number, rule in enumerate(MATCH_RULES, 1):
         if rule(item, event):
@@ -414,8 +419,8 @@ class StreamingItems:
         outbox: The outbox for their events, a new one by default.
     """
 
-    def __init__(self, outbox: Outbox | None = None) -> None:
-        self.outbox = outbox or Outbox()
+    def __init__(self, outbox: OrderedEvents | None = None) -> None:
+        self.outbox = outbox or OrderedEvents()
         self.all, self.open = list[StreamingItem](), list[StreamingItem]()
         self.closed: dict[str, StreamingItem] = {}  # by the agent's ids
         self.has_items = False  # since the last `end_scope`
@@ -441,7 +446,7 @@ class StreamingItems:
             newest = newest or item
         if newest is None or (event.position is None and newest is not self.open[-1]):
             return None
-        return newest if match(newest, event) else None
+        return newest if match_event(newest, event) else None
 
     def add(
         self, fields: dict[str, Any], source: Target | None = None, *, announced: bool = False

@@ -140,7 +140,7 @@ class DurableRun:
         finally:
             self._follower = None
 
-    def leave(self) -> None:
+    def client_left(self) -> None:
         """Handle that the caller has disconnected: stop the run, unless it outlives its caller."""
         self.cancelled = True
         if not self.outlives_caller:

@@ -212,7 +212,7 @@ def _leave_on_disconnect(run: AnyRun, receive: Receive) -> Iterator[None]:
 
     async def watch() -> None:
         await wait_for_disconnect(receive)
-        run.leave()
+        run.client_left()
 
     timer = loop.call_later(
         _WATCH_AFTER_SECONDS, lambda: watchers.append(loop.create_task(watch()))

@@ -244,7 +244,7 @@ class SocketSession:
                 await Channel(self._send, new_request_id()).send_error(_BUSY)
         self._is_open = False
         if self._run:
-            self._run.leave()
+            self._run.client_left()
         self._waiting.put_nowait(None)
 
     async def _respond(self, message: bytes) -> None:
@@ -278,7 +278,7 @@ class SocketSession:
             history = History(held.items)
         run = self._run = await self._service.open_run(OPENAI_RESPONSES, body, context, history)
         if not self._is_open:
-            run.leave()
+            run.client_left()
         sink = SocketSink(channel)
         try:
             await run.stream(sink)

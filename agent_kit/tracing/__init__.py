@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..redaction import redact
 from ..settings import Settings, get_settings
 from .drain import DrainState
-from .mlflow_bridge import collect_trace_info, install_bridge
+from .mlflow_capture import capture_mlflow_spans, collect_trace_info
 from .mlflow_setup import active_model_id, is_databricks, open_experiment
 from .mlflow_setup import setup_mlflow as setup_mlflow
 from .recorder import find_recorder, list_recorders, recent_traces
@@ -156,7 +156,7 @@ def start_trace(
     settings = settings or get_settings()
     if not settings.mlflow.tracing:
         return RequestTrace(None, settings)
-    install_bridge()
+    capture_mlflow_spans()
 
     def write(trace_id: str, line: bytes) -> None:
         # A trace may continue after its recorder was closed.
