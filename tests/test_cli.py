@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from support.databricks_stand_in import forget_credentials
+from support.databricks_stand_in import remove_credentials
 from support.environment import PROJECT
 from support.python_agent import APP
 
@@ -104,7 +104,7 @@ def test_a_secret_in_an_error_is_hidden(capsys: pytest.CaptureFixture[str]) -> N
 def test_the_plan_of_a_deployment_needs_no_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forget_credentials(monkeypatch, tmp_path / "no-profiles")
+    remove_credentials(monkeypatch, tmp_path / "no-profiles")
     write("[deploy]\napp_name = tea-house\n")
     Path("app.yaml").write_bytes((PROJECT / "app.yaml").read_bytes())
     Path("requirements.txt").write_text("agent-kit\n")
@@ -133,7 +133,7 @@ def test_a_deployment_without_a_name_or_without_credentials(
     from agent_kit.settings import get_settings
 
     get_settings.cache_clear()
-    forget_credentials(monkeypatch, tmp_path / "no-profiles")
+    remove_credentials(monkeypatch, tmp_path / "no-profiles")
     write("[deploy]\napp_name = tea-house\n")
     Path("app.yaml").write_bytes((PROJECT / "app.yaml").read_bytes())
     Path("requirements.txt").write_text("agent-kit\n")
@@ -195,9 +195,9 @@ def test_the_server_answers_and_ends_by_a_signal() -> None:
     ("settings", "arguments", "message"),
     [
         ("[server]\napp = no_such_module:app\n", [], "No module named 'no_such_module'"),
-        ("[server]\napp = nope.app:app\n", [], "is 'nope.app:app' ([server] app) right?"),
+        ("[server]\napp = nope.app:app\n", [], "check 'nope.app:app' ([server] app)"),
         ("[server]\napp = nope:app\n", ["--workers", "2"], "No module named 'nope'"),
-        ("[server]\napp = json:dumps\n", [], "json:dumps is not made by create_server()"),
+        ("[server]\napp = json:dumps\n", [], "json:dumps was not created by create_server()"),
         ("[server]\napp = json:app\n", [], "The module json has no 'app'"),
         ("", ["--reload", "--workers", "2"], "--reload serves with one worker"),
         ("", ["--port", "99999"], "A port is a number from 0"),
