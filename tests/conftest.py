@@ -1,4 +1,4 @@
-"""Each test alone: its own folder, no developer's settings, no network, nothing left behind."""
+"""Isolates each test: its own folder, a clean environment, no network and no leaks."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ _network = NetworkGuard()
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    """Before the coverage is added up, drop what cannot be."""
+    """Delete incomplete coverage files before coverage combines them."""
     ended = yield
     if not hasattr(session.config, "workerinput"):
         drop_broken_coverage(session.config.rootpath)
@@ -24,14 +24,14 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 
 @pytest.fixture(scope="module", autouse=True)
 def module_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Let what the tests of a module share leave its files in a folder of their own."""
+    """Run the shared fixtures of a module in a folder of their own."""
     with contextlib.chdir(tmp_path_factory.mktemp("module")):
         yield
 
 
 @pytest.fixture(autouse=True)
 def isolated(module_folder: None, tmp_path: Path) -> Iterator[None]:
-    """Run the test in a folder of its own, and forget what it set and imported there."""
+    """Run the test in its own folder; restore its environment and imports afterwards."""
     from agent_kit.settings import get_settings
 
     environment, import_path = dict(os.environ), list(sys.path)
@@ -49,14 +49,14 @@ def isolated(module_folder: None, tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture
 def streams_open_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let what fails at once fail before its stream opens, however busy the machine is."""
+    """Let an immediate failure precede the opening of its stream, even on a busy machine."""
     for module in ("endpoint", "websocket"):
         monkeypatch.setattr(f"agent_kit.server.{module}.OPEN_AFTER_SECONDS", 60)
 
 
 @pytest.fixture(autouse=True)
-def leaves_nothing_behind(isolated: None) -> Iterator[None]:
-    """Fail a test that leaks threads, tasks or processes, or that tries the network."""
+def check_leaks(isolated: None) -> Iterator[None]:
+    """Fail a test that leaks threads, tasks or processes, or that accesses the network."""
     _network.refused.clear()
     with no_leaks():
         yield

@@ -12,7 +12,7 @@ from support.databricks_stand_in import (
     CLIENT_ID,
     CLIENT_SECRET,
     Workspace,
-    forget_credentials,
+    remove_credentials,
     serve_workspace,
 )
 
@@ -97,7 +97,7 @@ def test_the_context_shows_no_token() -> None:
 @pytest.fixture
 def workspace(monkeypatch: pytest.MonkeyPatch, tmp_path) -> Iterator[Workspace]:
     """A workspace, and an environment that knows no credentials but what a test adds."""
-    forget_credentials(monkeypatch, tmp_path / "databrickscfg")
+    remove_credentials(monkeypatch, tmp_path / "databrickscfg")
     monkeypatch.setattr(context_module, "_user_clients", context_module._ClientCache())
     get_workspace_client.cache_clear()
     with serve_workspace() as workspace:

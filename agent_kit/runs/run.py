@@ -125,7 +125,7 @@ class Run:
         if self._task:
             self._task.cancel()
 
-    leave = cancel  # only the caller can ask for this answer
+    client_left = cancel  # only the caller can ask for this answer
 
     async def _drive(self, sink: Sink | None) -> None:
         self._task = asyncio.current_task()

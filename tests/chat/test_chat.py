@@ -1,4 +1,4 @@
-"""The chat without a browser: as code, headless, and what it leaves in a notebook."""
+"""The chat without a browser: called from code, headless, and stored in a notebook."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ PATIENCE = 60
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> AgentServer:
-    """A server whose agent repeats what it is told, word by word."""
+    """A server whose agent repeats its input, word by word."""
     monkeypatch.setenv("AGENT_KIT_MLFLOW_TRACING", "false")
     server = create_server()
 
@@ -111,7 +111,7 @@ def test_files_go_with_a_question(chat: Chat) -> None:
 
 def test_options_reach_the_agent(chat: Chat, server: AgentServer) -> None:
     @server.stream()
-    async def tell(request):  # type: ignore[no-untyped-def]
+    async def reply(request):  # type: ignore[no-untyped-def]
         yield f"{request.instructions} {request.temperature} {request.max_output_tokens}"
 
     fields = chat.panel.options.fields
@@ -138,13 +138,13 @@ def test_failure_shows_one_line_and_the_traceback(chat: Chat, server: AgentServe
 
 
 def test_interrupt_of_await_stops_the_agent(chat: Chat, server: AgentServer) -> None:
-    begun, closed = threading.Event(), threading.Event()
+    started, closed = threading.Event(), threading.Event()
 
     @server.stream()
     async def endless(request):  # type: ignore[no-untyped-def]
         try:
             while True:
-                begun.set()
+                started.set()
                 yield "on "
                 await asyncio.sleep(0.01)
         finally:
@@ -152,7 +152,7 @@ def test_interrupt_of_await_stops_the_agent(chat: Chat, server: AgentServer) -> 
 
     async def impatient() -> None:
         waiting = asyncio.create_task(chat.send("go"))
-        assert await asyncio.to_thread(begun.wait, PATIENCE)
+        assert await asyncio.to_thread(started.wait, PATIENCE)
         waiting.cancel()
         await waiting
 
@@ -220,13 +220,13 @@ def test_remote_agent_over_http(server: AgentServer) -> None:
         buttons(chat)["👍"].click()
         _, send = chat.panel.actions.pane.children
         send.click()
-        while "Storing" in (said := chat.panel.actions.pane.children[0].value):
+        while "Storing" in (text := chat.panel.actions.pane.children[0].value):
             time.sleep(0.01)
-        assert "no trace" in said
+        assert "no trace" in text
         assert "secret" not in repr(chat) + chat._repr_html_()
 
 
-def test_refused_request_shows_the_servers_words(chat: Chat) -> None:
+def test_refused_request_shows_the_message_of_the_server(chat: Chat) -> None:
     chat.session.options["temperature"] = "hot"
     answer = chat.send_sync("?")
     assert answer.status == "failed"
@@ -274,7 +274,7 @@ def test_invalid_arguments_are_refused(options: dict[str, Any], echo: AgentServe
         chat.send_sync("  ")
 
 
-def test_newest_server_answers_where_none_is_given(echo: AgentServer) -> None:
+def test_newest_server_answers_if_none_is_given(echo: AgentServer) -> None:
     with Chat() as chat:
         assert chat.send_sync("One").text == "One"
         newer = create_server()
@@ -284,7 +284,7 @@ def test_newest_server_answers_where_none_is_given(echo: AgentServer) -> None:
         assert re.match(r"Chat\('.+', 2 turns\)", repr(chat))
 
 
-def test_an_agent_out_of_reach_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_agent_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGENT_KIT_MLFLOW_TRACING", "false")
     with Chat(url="http://127.0.0.1:9") as chat:
         answer = chat.send_sync("Hello")
@@ -311,15 +311,15 @@ server.chat().close()
 """
 
 
-def test_a_run_notebook_keeps_the_transcript(tmp_path: Path) -> None:
+def test_an_executed_notebook_contains_the_transcript(tmp_path: Path) -> None:
     cells = [nbformat.v4.new_code_cell(source) for source in NOTEBOOK.strip().split("---\n")]
     notebook = nbformat.v4.new_notebook(cells=cells)
     environment = os.environ | {"IPYTHONDIR": str(tmp_path)}
     NotebookClient(notebook, kernel_name="python3", timeout=60).execute(env=environment)
-    panel, kept = notebook.cells[0].outputs
+    panel, transcript = notebook.cells[0].outputs
     assert "application/vnd.jupyter.widget-view+json" in panel["data"]
-    page = kept["data"]["text/html"]
+    page = transcript["data"]["text/html"]
     assert "Hello <strong>Ada</strong>" in page
     assert "Hello <strong>Grace</strong>" in page
-    assert kept["data"]["text/plain"].startswith("You: Ada\nAgent: Hello **Ada**")
+    assert transcript["data"]["text/plain"].startswith("You: Ada\nAgent: Hello **Ada**")
     assert "'Hello **Grace**'" in json.dumps(notebook.cells[2].outputs)

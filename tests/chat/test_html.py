@@ -33,7 +33,7 @@ def test_transcripts_for_readers_without_a_kernel() -> None:
     first.answer.add({"type": "response.output_text.delta", "item_id": "m", "delta": "1"})
     first.answer.stop()
     second.answer.close()
-    page = transcript_html([first, second], "kept")
+    page = transcript_html([first, second], "stored")
     assert "the agent changed" in page
     assert "onclick" not in page
     assert "The connection ended" in transcript_text([first, second])

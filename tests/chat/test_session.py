@@ -5,7 +5,7 @@ import asyncio
 from agent_kit.chat.session import RemoteAgent
 
 
-def test_databricks_apps_are_asked_below_api() -> None:
+def test_databricks_apps_are_called_below_api() -> None:
     async def bases() -> list[str]:
         found = []
         for url in ("https://my-agent-1.databricksapps.com/", "http://localhost:8000/v1"):

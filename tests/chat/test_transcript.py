@@ -38,7 +38,7 @@ HOSTED = {"type": "mcp_call", "id": "h1", "call_id": "c1", "name": "look", "serv
         ({"status": "incomplete"}, "failed", ""),
     ],
 )
-def test_a_call_that_the_server_runs_is_a_tool_from_its_beginning(end, status, output) -> None:
+def test_a_call_that_the_server_runs_is_a_tool_from_its_start(end, status, output) -> None:
     answer = answer_of(
         {"type": "response.output_item.added", "item": {**HOSTED, "arguments": ""}},
         {"type": "response.mcp_call_arguments.done", "item_id": "h1", "arguments": '{"at": 1}'},
@@ -50,7 +50,7 @@ def test_a_call_that_the_server_runs_is_a_tool_from_its_beginning(end, status, o
     assert part.seconds is not None
 
 
-def test_reasoning_in_two_parts_keeps_them_apart() -> None:
+def test_two_parts_of_reasoning_remain_separate() -> None:
     answer = answer_of(
         {"type": "response.reasoning_text.delta", "item_id": "r1", "delta": "One."},
         {"type": "response.reasoning_summary_part.added", "item_id": "r1"},
@@ -60,7 +60,7 @@ def test_reasoning_in_two_parts_keeps_them_apart() -> None:
     assert "Thinking … One." in part_html(answer.parts[0])
 
 
-def test_tools_of_the_server_bring_their_own_output() -> None:
+def test_tools_of_the_server_contain_their_own_output() -> None:
     search = {"type": "web_search_call", "id": "w", "status": "completed", "action": {"query": "q"}}
     broken = {"type": "mcp_call", "id": "x", "name": "read", "arguments": "{}", "error": "no file"}
     parts = answer_of(done(search), done(broken)).parts

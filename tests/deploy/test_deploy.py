@@ -10,7 +10,7 @@ from support.databricks_stand_in import (
     CLIENT_ID,
     CLIENT_SECRET,
     Workspace,
-    forget_credentials,
+    remove_credentials,
     serve_workspace,
 )
 
@@ -32,7 +32,7 @@ env:
 @pytest.fixture
 def workspace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Workspace]:
     """A workspace that Ada reaches with a personal access token."""
-    forget_credentials(monkeypatch, tmp_path / "databrickscfg")
+    remove_credentials(monkeypatch, tmp_path / "databrickscfg")
     monkeypatch.setenv("AGENT_KIT_GIT_COMMIT", COMMIT)
     get_workspace_client.cache_clear()
     with serve_workspace() as workspace:
@@ -215,7 +215,7 @@ def test_the_app_refuses_a_personal_access_token(workspace: Workspace, project: 
 
 
 def test_a_dry_run_needs_no_network(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    forget_credentials(monkeypatch, project / "no-profiles")
+    remove_credentials(monkeypatch, project / "no-profiles")
     monkeypatch.setenv("AGENT_KIT_GIT_COMMIT", COMMIT)
     monkeypatch.setenv("DATABRICKS_HOST", "http://127.0.0.1:1")
     monkeypatch.setenv("DATABRICKS_TOKEN", ADA_TOKEN)
@@ -271,7 +271,7 @@ def test_an_app_without_a_name(project: Path) -> None:
 
 
 def test_no_credentials(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    forget_credentials(monkeypatch, project / "no-profiles")
+    remove_credentials(monkeypatch, project / "no-profiles")
     get_workspace_client.cache_clear()
     with pytest.raises(CredentialsError, match="databricks auth login"):
         run(settings_of(project))

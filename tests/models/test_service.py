@@ -10,7 +10,7 @@ from support.databricks_stand_in import (
     APP_USER,
     CLIENT_ID,
     CLIENT_SECRET,
-    forget_credentials,
+    remove_credentials,
     serve_workspace,
 )
 from support.databricks_stand_in import Refusal as WorkspaceRefusal
@@ -535,7 +535,7 @@ def test_stopping_closes_the_connection_at_once(provider, how):
 
 @pytest.fixture
 def workspace(monkeypatch, tmp_path):
-    forget_credentials(monkeypatch, tmp_path / "databrickscfg")
+    remove_credentials(monkeypatch, tmp_path / "databrickscfg")
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
     get_workspace_client.cache_clear()
     with serve_workspace() as workspace:

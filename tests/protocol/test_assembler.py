@@ -1,4 +1,4 @@
-"""The answer of an agent in the protocol of its caller: nothing is lost, a failure stays one."""
+"""An agent's output in the protocol of its caller: nothing is lost, a failure remains a failure."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -34,37 +34,37 @@ def untraced(monkeypatch):
     monkeypatch.setenv("AGENT_KIT_MLFLOW_TRACING", "false")
 
 
-def agent_saying(task: str, *pieces: Any) -> AgentServer:
+def agent_yielding(task: str, *chunks: Any) -> AgentServer:
     server = create_server(task)
 
     @server.stream()
     async def answer(request):
-        for piece in pieces:
-            yield piece
+        for chunk in chunks:
+            yield chunk
 
     return server
 
 
 @contextmanager
-def served(task: str, *pieces: Any) -> Iterator[str]:
-    with agent_saying(task, *pieces).serve() as url:
+def served(task: str, *chunks: Any) -> Iterator[str]:
+    with agent_yielding(task, *chunks).serve() as url:
         yield url
 
 
-def ask(url: str, face: str, **more: Any) -> httpx2.Response:
-    return httpx2.post(url + PATHS[face], json={**ASK[face], **more})
+def ask(url: str, api: str, **more: Any) -> httpx2.Response:
+    return httpx2.post(url + PATHS[api], json={**ASK[api], **more})
 
 
-def streamed(url: str, face: str, **more: Any) -> list[dict]:
-    answer = ask(url, face, stream=True, **more)
+def streamed(url: str, api: str, **more: Any) -> list[dict]:
+    answer = ask(url, api, stream=True, **more)
     assert answer.status_code == 200, answer.text
     lines = [line[6:] for line in answer.text.splitlines() if line.startswith("data: ")]
     assert lines.pop() == "[DONE]"
     return [json.loads(line) for line in lines]
 
 
-def added_up(chunks: list[dict]) -> dict:
-    """The message and the ending that a chat client adds up from a stream."""
+def accumulate(chunks: list[dict]) -> dict:
+    """Return the message and finish reason that a chat client accumulates from a stream."""
     total: dict[str, Any] = {"content": "", "reasoning_content": "", "refusal": ""}
     lists: dict[str, list] = {}
     ended: list[str] = []
@@ -87,7 +87,7 @@ def output_of(call_id: str, output: str = "391") -> dict:
     return {"type": "function_call_output", "call_id": call_id, "output": output}
 
 
-# Chat completions of an agent that speaks another form -----------------------------------------
+# Chat completions of an agent of another task type ---------------------------------------------
 
 
 def test_a_chat_agent_answers_in_chat_completions():
@@ -95,7 +95,7 @@ def test_a_chat_agent_answers_in_chat_completions():
         answer = ask(url, CHAT)
         assert answer.status_code == 200, answer.text
         assert answer.json()["choices"][0]["message"]["content"] == "Hello you"
-        assert added_up(streamed(url, CHAT, tool_choice="auto"))["content"] == "Hello you"
+        assert accumulate(streamed(url, CHAT, tool_choice="auto"))["content"] == "Hello you"
 
 
 @pytest.mark.parametrize(("code", "status"), [("server_error", 500), ("rate_limit_exceeded", 429)])
@@ -112,13 +112,13 @@ def test_an_agents_error_event_is_an_error_in_chat_completions(code, status, cap
     assert set(reasons) == {None}
 
 
-@pytest.mark.parametrize("face", PATHS)
-def test_the_trace_of_an_answer_that_failed_says_so(face, project, monkeypatch, caplog):
+@pytest.mark.parametrize("api", PATHS)
+def test_the_trace_of_a_failed_response_contains_the_error(api, project, monkeypatch, caplog):
     monkeypatch.setattr(DrainSupervisor, "check", lambda self: None)
     server = create_server(settings=project)
     server.invoke()(lambda request: {"type": "error", "message": "The model is tired."})
     with server.serve() as url:
-        trace_id = ask(url, face).headers["x-mlflow-trace-id"]
+        trace_id = ask(url, api).headers["x-mlflow-trace-id"]
     assert stored_trace(project, trace_id).info.state == "ERROR"
 
 
@@ -151,30 +151,30 @@ def test_reasoning_annotations_logprobs_and_own_outputs_reach_a_chat_client():
     }
     logprob = {"token": "Yes", "bytes": [1], "logprob": -0.1, "top_logprobs": []}
     second = [{"type": "output_text", "text": "See there.", "annotations": [citation]}]
-    pieces = (
+    chunks = (
         {"type": "response.reasoning_text.delta", "delta": "Think."},
         {"type": "response.reasoning_summary_text.delta", "delta": "Thought."},
         {"type": "response.output_text.delta", "delta": "Yes.", "logprobs": [logprob]},
         {"type": "message", "role": "assistant", "content": second},
         {"type": "response.completed", "response": {"custom_outputs": {"cost": 1}}},
     )
-    with served(RESPONSES, *pieces) as url:
+    with served(RESPONSES, *chunks) as url:
         body = ask(url, CHAT).json()
-        chunks = streamed(url, CHAT)
-    message, told = body["choices"][0]["message"], added_up(chunks)
-    for said in (message, told):
-        assert said["content"] == "Yes.\n\nSee there."
-        assert said["reasoning_content"] == "Think.\n\nThought."
-        (annotation,) = said["annotations"]
+        received = streamed(url, CHAT)
+    message, accumulated = body["choices"][0]["message"], accumulate(received)
+    for each in (message, accumulated):
+        assert each["content"] == "Yes.\n\nSee there."
+        assert each["reasoning_content"] == "Think.\n\nThought."
+        (annotation,) = each["annotations"]
         inner = annotation["url_citation"]
-        assert said["content"][inner["start_index"] : inner["end_index"]] == "See"
+        assert each["content"][inner["start_index"] : inner["end_index"]] == "See"
     assert body["choices"][0]["logprobs"]["content"] == [logprob]
     assert body["custom_outputs"] == {"cost": 1}
-    assert chunks[-1]["custom_outputs"] == {"cost": 1}
+    assert received[-1]["custom_outputs"] == {"cost": 1}
 
 
-def test_only_calls_of_the_callers_tools_are_handed_to_a_chat_client():
-    pieces = (
+def test_only_calls_of_the_callers_tools_are_passed_to_a_chat_client():
+    chunks = (
         called("python_exec", "call_own"),
         output_of("call_own"),
         {"type": "web_search_call", "status": "completed"},
@@ -183,22 +183,22 @@ def test_only_calls_of_the_callers_tools_are_handed_to_a_chat_client():
         called("get_weather", "call_answered"),
         output_of("call_answered", "sunny"),
     )
-    with served(RESPONSES, *pieces) as url:
+    with served(RESPONSES, *chunks) as url:
         body = ask(url, CHAT, tools=[WEATHER]).json()
-        told = added_up(streamed(url, CHAT, tools=[WEATHER]))
+        accumulated = accumulate(streamed(url, CHAT, tools=[WEATHER]))
         without = ask(url, CHAT).json()["choices"][0]
     message = body["choices"][0]["message"]
-    assert body["choices"][0]["finish_reason"] == told["finish_reason"] == "tool_calls"
-    for said in (message, told):
-        assert [call["id"] for call in said["tool_calls"]] == ["call_theirs"]
-        shown = [item.get("call_id") or item["type"] for item in said["output_items"]]
+    assert body["choices"][0]["finish_reason"] == accumulated["finish_reason"] == "tool_calls"
+    for each in (message, accumulated):
+        assert [call["id"] for call in each["tool_calls"]] == ["call_theirs"]
+        shown = [item.get("call_id") or item["type"] for item in each["output_items"]]
         expected = ["call_own", "call_own", "web_search_call", "call_lost"]
         assert shown == [*expected, "call_answered", "call_answered"]
     assert "tool_calls" not in without["message"]
     assert without["finish_reason"] == "stop"
 
 
-def test_a_call_of_a_custom_tool_is_handed_over():
+def test_a_call_of_a_custom_tool_is_passed_on():
     call = {"type": "custom_tool_call", "call_id": "call_1", "name": "sql", "input": "SELECT 1"}
     tools = [{"type": "custom", "custom": {"name": "sql"}}]
     with served(RESPONSES, call) as url:
@@ -213,7 +213,7 @@ def test_a_call_of_a_custom_tool_is_handed_over():
 @pytest.mark.parametrize(
     ("reason", "finish"), [("max_output_tokens", "length"), ("content_filter", "content_filter")]
 )
-def test_a_cut_answer_says_why_in_every_form(reason, finish):
+def test_an_incomplete_response_contains_the_reason_in_every_protocol(reason, finish):
     cut = {"type": "response.incomplete", "response": {"incomplete_details": {"reason": reason}}}
     with served(RESPONSES, "It is", cut) as url:
         assert ask(url, CHAT).json()["choices"][0]["finish_reason"] == finish
@@ -227,7 +227,7 @@ def test_a_cut_answer_says_why_in_every_form(reason, finish):
         assert ask(url, RESPONSES).json()["incomplete_details"] == {"reason": reason}
 
 
-def test_a_refusal_passes_between_all_forms():
+def test_a_refusal_passes_between_all_protocols():
     part = {"type": "refusal", "refusal": "No."}
     with served(RESPONSES, {"type": "message", "content": [part]}) as url:
         assert ask(url, CHAT).json()["choices"][0]["message"]["refusal"] == "No."
@@ -235,15 +235,15 @@ def test_a_refusal_passes_between_all_forms():
         assert ask(url, RESPONSES).json()["output"][0]["content"] == [part]
 
 
-# Responses of an agent that speaks chat completions --------------------------------------------
+# Responses of an agent of chat completions -----------------------------------------------------
 
 
-def test_everything_a_chat_completion_says_reaches_a_responses_client():
+def test_everything_in_a_chat_completion_reaches_a_responses_client():
     nested = {"type": "url_citation", "url_citation": {"url": "https://a.b", "title": "A"}}
     nested["url_citation"] |= {"start_index": 0, "end_index": 3}
     logprob = {"token": "Yes", "bytes": [1], "logprob": -0.1, "top_logprobs": []}
     call = {"index": 0, "id": "call_1", "function": {"name": "get_weather", "arguments": '{"c'}}
-    pieces = (
+    chunks = (
         {"choices": [{"delta": {"reasoning_content": "Hm."}}]},
         {"choices": [{"delta": {"content": "Yes"}, "logprobs": {"content": [logprob]}}]},
         {"choices": [{"delta": {"annotations": [nested]}}]},
@@ -253,12 +253,12 @@ def test_everything_a_chat_completion_says_reaches_a_responses_client():
         {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}},
         {"custom_outputs": {"cost": 1}},
     )
-    with served(CHAT, *pieces) as url:
+    with served(CHAT, *chunks) as url:
         body = ask(url, RESPONSES).json()
         ended = streamed(url, RESPONSES)[-1]["response"]
     for response in (body, ended):
-        thought, message, made = response["output"]
-        assert thought["content"][0]["text"] == "Hm."
+        reasoning, message, made = response["output"]
+        assert reasoning["content"][0]["text"] == "Hm."
         (part,) = message["content"]
         assert part["text"] == "Yes"
         assert part["annotations"][0]["url"] == "https://a.b"
@@ -275,13 +275,13 @@ def test_a_content_of_parts_and_custom_and_legacy_calls_become_items():
         {"type": "refusal", "refusal": "No"},
     ]
     custom = {"id": "call_1", "type": "custom", "custom": {"name": "sql", "input": "SELECT 1"}}
-    pieces = (
+    chunks = (
         {"role": "assistant", "content": parts},
         {"role": "assistant", "tool_calls": [custom]},
         {"role": "assistant", "function_call": {"name": "old", "arguments": "{}"}},
     )
     tools = [{"type": "function", "name": "old", "parameters": {"type": "object"}}]
-    with served(CHAT, *pieces) as url:
+    with served(CHAT, *chunks) as url:
         output = ask(url, RESPONSES, tools=tools).json()["output"]
     kinds = [item["type"] for item in output]
     assert kinds == ["reasoning", "message", "custom_tool_call", "function_call"]
@@ -292,15 +292,15 @@ def test_a_content_of_parts_and_custom_and_legacy_calls_become_items():
 
 
 @pytest.mark.parametrize(
-    "piece",
+    "chunk",
     [
         {"choices": [{"index": 1, "delta": {"content": "other"}}]},
         {"role": "assistant", "content": [{"type": "hologram"}]},
         {"role": "assistant", "content": ["text"]},
     ],
 )
-def test_what_a_response_cannot_say_is_a_failure_not_a_loss(piece, caplog):
-    with served(CHAT, piece) as url:
+def test_what_a_response_cannot_contain_is_a_failure_not_a_loss(chunk, caplog):
+    with served(CHAT, chunk) as url:
         assert ask(url, RESPONSES).status_code == 500
     assert "AgentOutputError" in caplog.text
 
@@ -344,7 +344,7 @@ MESSAGES = (
 )
 
 
-def test_everything_a_chat_agent_says_reaches_a_responses_client():
+def test_everything_a_chat_agent_returns_reaches_a_responses_client():
     with served(AGENT, *MESSAGES) as url:
         body = ask(url, RESPONSES).json()
         ended = streamed(url, RESPONSES)[-1]["response"]
@@ -357,7 +357,7 @@ def test_everything_a_chat_agent_says_reaches_a_responses_client():
         assert response["usage"]["output_tokens"] == 4
 
 
-def test_everything_a_chat_agent_says_reaches_a_chat_client():
+def test_everything_a_chat_agent_returns_reaches_a_chat_client():
     with served(AGENT, *MESSAGES) as url:
         body = ask(url, CHAT).json()
     message = body["choices"][0]["message"]
@@ -373,7 +373,7 @@ def test_everything_a_chat_agent_says_reaches_a_chat_client():
 
 
 @pytest.mark.parametrize(
-    "pieces",
+    "chunks",
     [
         [{"delta": {"id": "1", "role": "user", "content": "I am you"}}],
         [
@@ -382,18 +382,18 @@ def test_everything_a_chat_agent_says_reaches_a_chat_client():
             {"delta": {"id": "1", "role": "assistant", "content": "again"}},
         ],
     ],
-    ids=["another role", "a message that went on"],
+    ids=["another role", "a message that continued"],
 )
-def test_messages_that_have_no_place_in_a_response_are_a_failure(pieces, caplog):
-    with served(AGENT, *pieces) as url:
+def test_messages_without_a_counterpart_in_a_response_are_a_failure(chunks, caplog):
+    with served(AGENT, *chunks) as url:
         assert ask(url, RESPONSES).status_code == 500
     assert "AgentOutputError" in caplog.text
 
 
-# Any pieces, any pair --------------------------------------------------------------------------
+# Any chunks, any pair of task types ------------------------------------------------------------
 
 
-def _spoken(kind: str) -> Callable[[str], dict]:
+def _event(kind: str) -> Callable[[str], dict]:
     return lambda word: {"type": f"response.{kind}.delta", "delta": word}
 
 
@@ -406,13 +406,13 @@ def _call(word: str) -> dict:
     return {"role": "assistant", "content": "", "tool_calls": [call]}
 
 
-FORMS: dict[str, list[Callable[[str], Any]]] = {
+MAKERS: dict[str, list[Callable[[str], Any]]] = {
     RESPONSES: [
         str,
-        _spoken("output_text"),
-        _spoken("refusal"),
-        _spoken("reasoning_text"),
-        _spoken("reasoning_summary_text"),
+        _event("output_text"),
+        _event("refusal"),
+        _event("reasoning_text"),
+        _event("reasoning_summary_text"),
         lambda word: {"type": "message", "role": "assistant", "content": word},
         lambda word: called("get_weather", word),
         lambda word: called("python_exec", word),
@@ -440,21 +440,21 @@ FORMS: dict[str, list[Callable[[str], Any]]] = {
 
 
 @pytest.mark.parametrize("agent", TASKS)
-@pytest.mark.parametrize("face", PATHS)
+@pytest.mark.parametrize("api", PATHS)
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_nothing_is_lost_between_any_face_and_any_agent(face, agent, data):
-    forms = data.draw(st.lists(st.sampled_from(FORMS[agent]), max_size=6))
-    texts = [f"<{number}>{data.draw(st.text(max_size=4))}" for number in range(len(forms))]
+def test_nothing_is_lost_between_any_api_and_any_agent(api, agent, data):
+    makers = data.draw(st.lists(st.sampled_from(MAKERS[agent]), max_size=6))
+    texts = [f"<{number}>{data.draw(st.text(max_size=4))}" for number in range(len(makers))]
     words = [clean_text(text) for text in texts]
-    more = {"tools": [WEATHER]} if face == CHAT and agent != AGENT else {}
-    _, assembler = make_assembler(face, agent, parse_request(face, {**ASK[face], **more}))
+    more = {"tools": [WEATHER]} if api == CHAT and agent != AGENT else {}
+    _, assembler = make_assembler(api, agent, parse_request(api, {**ASK[api], **more}))
     events = assembler.start()
-    for form, word in zip(forms, words, strict=True):
-        events += assembler.add(form(word))
+    for make, word in zip(makers, words, strict=True):
+        events += assembler.add(make(word))
     events += assembler.finish()
-    for told in (assembler.body, events):
-        written = json.loads(dump_json(told))
+    for output in (assembler.body, events):
+        written = json.loads(dump_json(output))
         found = "\n".join(_strings(written))
         assert [word for word in words if word not in found] == []
 
@@ -471,7 +471,7 @@ def _strings(value: Any) -> Iterator[str]:
         yield value
 
 
-def test_a_request_in_the_form_of_a_chat_agent_needs_a_chat_agent():
+def test_a_chat_agent_request_needs_a_chat_agent():
     request = parse_request(AGENT, ASK[AGENT])
     with pytest.raises(RequestError, match="agent/v2/chat"):
         make_assembler(AGENT, RESPONSES, request)

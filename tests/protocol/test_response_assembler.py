@@ -256,12 +256,12 @@ def test_a_call_that_changes_its_call_id_is_an_error():
     ],
     ids=lambda annotation: annotation["type"],
 )
-def test_a_citation_without_indices_stands_at_the_end_of_the_text(annotation):
+def test_a_citation_without_indices_is_at_the_end_of_the_text(annotation):
     event = {"type": "response.output_text.annotation.added", "annotation": annotation}
     part = {"type": "output_text", "text": "See there.", "annotations": [annotation]}
     for events in (stream("See there.", event), stream({"content": [part]})):
-        told = events[-1]["response"]["output"][0]["content"][0]["annotations"][0]
-        index = told.get("end_index", told.get("index"))
+        citation = events[-1]["response"]["output"][0]["content"][0]["annotations"][0]
+        index = citation.get("end_index", citation.get("index"))
         assert index == len("See there.")
 
 

@@ -31,7 +31,7 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def store(request: pytest.FixtureRequest) -> dict[str, str]:
-    """The environment that names the store: a file, or on demand a database of PostgreSQL."""
+    """The environment of the store: an SQLite file, or on demand a PostgreSQL database."""
     if getattr(request, "param", "sqlite") == "sqlite":
         return {}
     return {"AGENT_KIT_STORE_URL": request.getfixturevalue("postgres").new_database()}
@@ -113,7 +113,7 @@ def test_the_sdk_continues_a_stream(client):
     assert rest[-1].response.output_text == last.output_text
 
 
-def test_a_plain_response_has_no_events(url, client):
+def test_a_non_streaming_response_has_no_events(url, client):
     answer = httpx2.get(f"{url}/v1/responses/{ask(client).id}?stream=true")
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "stream"
@@ -138,7 +138,7 @@ def test_what_only_a_stream_can_do_is_refused_without_one(url, client):
     assert httpx2.get(f"{path}/input_items?include[]=everything").status_code == 400
 
 
-def test_a_response_that_was_sent_keeps_the_name_of_its_model(url, client):
+def test_a_response_that_was_sent_retains_the_name_of_its_model(url, client):
     events = list(ask_stream(url, input="name the model", stream=True))
     shown = {event["response"]["model"] for event in events if "response" in event}
     assert len(shown) == 1
@@ -146,9 +146,11 @@ def test_a_response_that_was_sent_keeps_the_name_of_its_model(url, client):
     answer = httpx2.post(f"{url}/v1/chat/completions", json=chat).text
     chunks = [json.loads(line[6:]) for line in answer.splitlines() if line.startswith("data: {")]
     assert len({chunk["model"] for chunk in chunks}) == 1
-    begun = httpx2.post(f"{url}/v1/responses", json={"input": "name the model", "background": True})
-    ended = wait_for_end(client, begun.json()["id"])
-    assert ended.model == begun.json()["model"]
+    started = httpx2.post(
+        f"{url}/v1/responses", json={"input": "name the model", "background": True}
+    )
+    ended = wait_for_end(client, started.json()["id"])
+    assert ended.model == started.json()["model"]
     plain = httpx2.post(f"{url}/v1/responses", json={"input": "name the model"})
     assert plain.json()["model"] == "real-model"
 
@@ -245,8 +247,8 @@ def test_a_stream_continues_a_chain(client):
 
 def test_the_agent_can_ask_for_the_raw_request(client):
     first = ask(client)
-    told = json.loads(ask(client, "raw", previous_response_id=first.id).output_text)
-    assert told == {"model": "any", "input": "raw", "previous_response_id": first.id}
+    request = json.loads(ask(client, "raw", previous_response_id=first.id).output_text)
+    assert request == {"model": "any", "input": "raw", "previous_response_id": first.id}
 
 
 def test_an_unknown_previous_response_is_a_400_with_its_parameter(url):
@@ -344,7 +346,7 @@ def test_a_background_response_is_polled_to_its_end(client):
 
 
 @on_both
-def test_a_response_under_way_shows_the_items_that_are_done(client):
+def test_a_response_in_progress_shows_the_items_that_are_done(client):
     created = ask(client, "call and wait", background=True)
     deadline = time.monotonic() + PATIENCE
     while not (found := client.responses.retrieve(created.id)).output:
@@ -383,7 +385,7 @@ def read_events(url: str, response_id: str, count: int) -> list[dict]:
 
 
 @on_both
-def test_a_background_stream_can_be_left_and_continued(url, client):
+def test_a_background_stream_can_be_closed_and_continued(url, client):
     body = {"input": "slowly", "stream": True, "background": True}
     seen = []
     with httpx2.stream("POST", f"{url}/v1/responses", json=body, timeout=PATIENCE) as answer:
@@ -399,14 +401,14 @@ def test_a_background_stream_can_be_left_and_continued(url, client):
     assert wait_for_end(client, response_id).output_text == "0 1 2 3 4 5 6 7 "
 
 
-def test_a_failed_background_run_says_so(client, caplog):
+def test_a_failed_background_run_reports_its_failure(client, caplog):
     ended = wait_for_end(client, ask(client, "fail", background=True).id)
     assert ended.status == "failed"
     assert "on purpose" not in ended.error.message
 
 
 @on_both
-def test_who_follows_elsewhere_is_told_of_a_deletion(store, client, monkeypatch):
+def test_a_stream_from_another_server_ends_after_a_deletion(store, client, monkeypatch):
     monkeypatch.setattr(event_log, "_POLL_SECONDS", 1)
     running = ask(client, "count for ever", background=True)
     with make_server(**store).serve() as elsewhere:
@@ -434,7 +436,7 @@ def test_cancel_ends_a_background_run_at_once_and_again(url, client, served):
     assert events[-1]["response"] == cancelled.to_dict()
 
 
-def test_a_response_answered_in_one_piece_cannot_be_cancelled(client):
+def test_a_non_streaming_response_cannot_be_cancelled(client):
     with pytest.raises(BadRequestError, match="background"):
         client.responses.cancel(ask(client).id)
     with pytest.raises(NotFoundError):
@@ -457,8 +459,8 @@ def test_a_running_response_cannot_be_continued(client):
     client.responses.cancel(created.id)
 
 
-def read_some(url: str, said: str) -> list[dict]:
-    body = {"input": said, "stream": True}
+def read_some(url: str, prompt: str) -> list[dict]:
+    body = {"input": prompt, "stream": True}
     seen = []
     with httpx2.stream("POST", f"{url}/v1/responses", json=body, timeout=PATIENCE) as answer:
         for line in answer.iter_lines():
@@ -469,7 +471,7 @@ def read_some(url: str, said: str) -> list[dict]:
     raise AssertionError("the stream ended early")
 
 
-def test_a_stream_whose_client_goes_away_is_cancelled_and_stays_readable(url, client, served):
+def test_a_stream_whose_client_disconnects_is_cancelled_and_remains_readable(url, client, served):
     seen = read_some(url, "count for ever")
     assert served[0].closed.wait(PATIENCE)
     response_id = seen[0]["response"]["id"]
@@ -477,7 +479,7 @@ def test_a_stream_whose_client_goes_away_is_cancelled_and_stays_readable(url, cl
     assert read_stream(url, response_id)[:8] == seen
 
 
-def test_a_stream_whose_client_goes_away_may_continue():
+def test_a_stream_whose_client_disconnects_may_continue():
     server = make_server(AGENT_KIT_SERVER_ON_DISCONNECT="continue")
     with server.serve() as url, OpenAI(base_url=f"{url}/v1", api_key="any") as client:
         seen = read_some(url, "slowly")
@@ -504,7 +506,7 @@ def test_tokens_are_counted_with_the_context(client):
     assert both.input_tokens > 100
 
 
-def test_a_compacted_context_is_taken_as_input(url, client):
+def test_a_compacted_context_is_accepted_as_input(url, client):
     first = ask(client)
     assert client.responses.compact(model="any", previous_response_id=first.id).output
     body = {"model": "any", "previous_response_id": first.id}
@@ -560,7 +562,7 @@ def test_a_users_token_is_never_stored(url, tmp_path):
     assert b"secret-of-ada" not in stored
 
 
-def test_a_background_run_keeps_its_users_identity():
+def test_a_background_run_retains_its_users_identity():
     server = create_server(settings=load_settings(environ=UNTRACED))
 
     @server.stream()

@@ -1,4 +1,4 @@
-"""Conversations: items that last, and responses that add to them."""
+"""Conversations: stored items, and the responses that append to them."""
 
 import asyncio
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def texts(client: OpenAI, conversation_id: str) -> list[str]:
     return [item.content[0].text for item in items]
 
 
-def test_a_conversation_is_made_changed_and_deleted(client):
+def test_a_conversation_is_created_changed_and_deleted(client):
     created = client.conversations.create(metadata={"topic": "numbers"})
     assert created.object == "conversation"
     assert client.conversations.retrieve(created.id).to_dict() == created.to_dict()
@@ -62,9 +62,9 @@ def test_a_conversation_is_made_changed_and_deleted(client):
     assert caught.value.param == "conversation"
 
 
-def test_responses_add_what_they_were_asked_and_said(client):
-    begun = [{"role": "user", "content": "Before"}]
-    conversation = client.conversations.create(items=begun)
+def test_responses_append_their_input_and_output(client):
+    initial = [{"role": "user", "content": "Before"}]
+    conversation = client.conversations.create(items=initial)
     first = ask(client, "one", conversation=conversation.id)
     assert first.output_text == "2 items"
     assert first.conversation.id == conversation.id
@@ -154,22 +154,22 @@ def test_the_callers_conversations_are_listed_the_last_used_first(url, client):
     assert httpx2.get(f"{url}/agent/info").json()["features"]["conversations"]
 
 
-def test_a_whole_conversation_tells_which_response_made_what(url, client):
+def test_a_whole_conversation_states_which_response_created_an_item(url, client):
     conversation = client.conversations.create()
     whole = f"{url}/agent/conversations/{conversation.id}"
     ended = ask(client, "one", conversation=conversation.id)
-    told = httpx2.get(whole).json()
-    assert told["title"] == "one"
-    assert [item.get("response_id") for item in told["items"]] == [None, ended.id]
-    assert [response["id"] for response in told["responses"]] == [ended.id]
-    assert told["responses"][0]["usage"] == ended.usage.to_dict()
-    assert "output" not in told["responses"][0]
+    body = httpx2.get(whole).json()
+    assert body["title"] == "one"
+    assert [item.get("response_id") for item in body["items"]] == [None, ended.id]
+    assert [response["id"] for response in body["responses"]] == [ended.id]
+    assert body["responses"][0]["usage"] == ended.usage.to_dict()
+    assert "output" not in body["responses"][0]
 
     running = ask(client, "wait", conversation=conversation.id, background=True)
     elsewhere = ask(client, "wait", background=True)
-    told = httpx2.get(whole).json()
-    assert len(told["items"]) == 2
-    statuses = {response["id"]: response["status"] for response in told["responses"]}
+    body = httpx2.get(whole).json()
+    assert len(body["items"]) == 2
+    statuses = {response["id"]: response["status"] for response in body["responses"]}
     assert statuses.pop(running.id) in ("queued", "in_progress")
     assert statuses == {ended.id: "completed"}
     for response in (running, elsewhere):
@@ -179,15 +179,15 @@ def test_a_whole_conversation_tells_which_response_made_what(url, client):
     assert httpx2.get(whole).json()["responses"] == []
 
 
-def test_items_of_somebody_else_do_not_tell_of_their_response(url, client):
+def test_items_of_another_user_do_not_reveal_their_response(url, client):
     ada, eve = ({"x-forwarded-email": f"{name}@example.com"} for name in ("ada", "eve"))
     secret = {"input": "one", "instructions": "The word is plugh."}
     hers = httpx2.post(f"{url}/v1/responses", json=secret, headers=ada).json()
     stolen = {"items": [{**hers["output"][0]}]}
     made = httpx2.post(f"{url}/v1/conversations", json=stolen, headers=eve).json()
     whole = f"{url}/agent/conversations/{made['id']}"
-    told = httpx2.get(whole, headers=eve).json()
-    assert [item["id"] for item in told["items"]] == [hers["output"][0]["id"]]
-    assert told["responses"] == []
-    assert "response_id" not in told["items"][0]
+    body = httpx2.get(whole, headers=eve).json()
+    assert [item["id"] for item in body["items"]] == [hers["output"][0]["id"]]
+    assert body["responses"] == []
+    assert "response_id" not in body["items"][0]
     assert httpx2.get(whole, headers=ada).status_code == 404

@@ -1,4 +1,4 @@
-"""The server over HTTP: what it refuses, what it tells, when it stops."""
+"""The server over HTTP: requests it refuses, responses it returns, and how streams end."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ def untraced(monkeypatch):
 
 @pytest.fixture(scope="module")
 def echo() -> Iterator[str]:
-    """The URL of a server whose agent says what it is told."""
+    """The URL of a server whose agent returns its input."""
     server = create_server(settings=load_settings(environ=UNTRACED))
 
     @server.stream()
@@ -127,8 +127,8 @@ def test_every_route_of_the_document_is_below_api_too(echo):
     for path, operations in httpx2.get(f"{echo}/openapi.json").json()["paths"].items():
         for method in operations:
             answer = httpx2.request(method, f"{echo}/api{path}", json={})
-            told = answer.json().get("error", {}).get("message", "")
-            assert not told.startswith("There is nothing at"), path
+            message = answer.json().get("error", {}).get("message", "")
+            assert not message.startswith("There is nothing at"), path
             assert answer.status_code != 405, path
 
 
@@ -191,7 +191,7 @@ def test_a_bad_body_is_a_400_that_names_the_field(echo, path, body, param):
 
 
 @pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", None])
-def test_only_json_is_taken(echo, media_type):
+def test_only_json_is_accepted(echo, media_type):
     headers = {"content-type": media_type} if media_type else {}
     answer = httpx2.post(f"{echo}/invocations", content=b'{"input": "x"}', headers=headers)
     assert answer.status_code == 415
@@ -217,7 +217,7 @@ def test_a_body_over_the_limit_is_a_413(echo, size):
     ("method", "path", "status"),
     [("GET", "/nothing", 404), ("POST", "/nothing", 404), ("GET", "/invocations", 405)],
 )
-def test_a_wrong_address_has_the_one_form_of_errors(echo, method, path, status):
+def test_a_wrong_address_has_the_same_error_format(echo, method, path, status):
     answer = httpx2.request(method, echo + path)
     assert answer.status_code == status
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
@@ -238,14 +238,14 @@ def failing(error: BaseException, after: int) -> AgentServer:
     @server.stream()
     async def answer(request):
         for number in range(after):
-            yield f"piece {number}"
+            yield f"chunk {number}"
         raise error
 
     return server
 
 
 @pytest.mark.usefixtures("streams_open_late")
-def test_an_exceptions_text_reaches_nobody_but_the_log(caplog):
+def test_the_text_of_an_exception_reaches_only_the_log(caplog):
     with failing(RuntimeError("the password is hunter2"), after=0).serve() as url:
         plain = httpx2.post(f"{url}/invocations", json=QUESTION)
         streamed = httpx2.post(f"{url}/invocations", json={**QUESTION, "stream": True})
@@ -258,15 +258,15 @@ def test_an_exceptions_text_reaches_nobody_but_the_log(caplog):
 
 @pytest.mark.usefixtures("streams_open_late")
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_http_exception_keeps_its_status(stream):
+def test_an_http_exception_retains_its_status(stream):
     with failing(HTTPException(403, "Not for you."), after=0).serve() as url:
         answer = httpx2.post(f"{url}/invocations", json={**QUESTION, "stream": stream})
     assert answer.status_code == 403
     assert answer.json()["error"]["message"] == "Not for you."
 
 
-def test_a_failure_after_the_stream_began_is_its_last_event(caplog):
-    # Events that are stored are sent once they are, and so may come later than the failure.
+def test_a_failure_after_the_stream_started_is_its_last_event(caplog):
+    # Stored events are sent after they are stored, and so may come later than the failure.
     data = {**QUESTION, "stream": True, "store": False}
     with failing(RuntimeError("the password is hunter2"), after=3).serve() as url:
         answer = httpx2.post(f"{url}/invocations", json=data)
@@ -279,7 +279,7 @@ def test_a_failure_after_the_stream_began_is_its_last_event(caplog):
     assert "hunter2" not in answer.text
 
 
-def test_an_agent_that_yields_nonsense_fails_clearly(caplog):
+def test_an_agent_with_invalid_output_fails_clearly(caplog):
     server = create_server()
 
     @server.invoke()
@@ -298,23 +298,23 @@ def stops_with(error: BaseException) -> dict[str, Callable[[object], object]]:
     async def asynchronous(request):
         raise error
 
-    def pieces(request):
+    def chunks(request):
         raise error
         yield
 
-    async def asynchronous_pieces(request):
+    async def asynchronous_chunks(request):
         raise error
         yield
 
-    return {each.__name__: each for each in (plain, asynchronous, pieces, asynchronous_pieces)}
+    return {each.__name__: each for each in (plain, asynchronous, chunks, asynchronous_chunks)}
 
 
-@pytest.mark.parametrize("agent", ["plain", "asynchronous", "pieces", "asynchronous_pieces"])
+@pytest.mark.parametrize("agent", ["plain", "asynchronous", "chunks", "asynchronous_chunks"])
 @pytest.mark.parametrize("error", [StopIteration(), SystemExit(3)], ids=["next", "exit"])
-def test_an_agent_ends_neither_the_server_nor_in_silence(agent, error, caplog):
+def test_an_exit_in_an_agent_is_an_error_and_the_server_continues(agent, error, caplog):
     server = create_server()
     function = stops_with(error)[agent]
-    (server.stream if "pieces" in agent else server.invoke)()(function)
+    (server.stream if "chunks" in agent else server.invoke)()(function)
     with server.serve() as url:
         answer = httpx2.post(f"{url}/invocations", json=QUESTION, timeout=50)
         assert httpx2.get(f"{url}/health", timeout=50).status_code == 200
@@ -326,7 +326,7 @@ def test_an_agent_ends_neither_the_server_nor_in_silence(agent, error, caplog):
 # Streams --------------------------------------------------------------------------------------
 
 
-def test_a_silent_agents_stream_opens_without_it():
+def test_a_stream_opens_before_its_agent_yields():
     server = create_server()
     go_on = threading.Event()
 
@@ -366,7 +366,7 @@ def test_a_silent_stream_is_kept_alive(monkeypatch):
             assert events_of(list(lines))[-1]["type"] == "response.completed"
 
 
-# A client that goes away ----------------------------------------------------------------------
+# A client that disconnects --------------------------------------------------------------------
 
 
 def raw_request(url: str, body: dict) -> socket.socket:
@@ -382,17 +382,17 @@ def raw_request(url: str, body: dict) -> socket.socket:
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
-@pytest.mark.parametrize("speaks", [False, True], ids=["silent", "speaking"])
-def test_a_client_that_goes_away_closes_the_agents_generator(stream, speaks):
+@pytest.mark.parametrize("yields", [False, True], ids=["silent", "yielding"])
+def test_a_client_that_disconnects_closes_the_agents_generator(stream, yields):
     server = create_server()
-    begun, ended = threading.Event(), threading.Event()
+    started, ended = threading.Event(), threading.Event()
 
     @server.stream()
     async def answer(request):
-        begun.set()
+        started.set()
         try:
             while True:
-                if speaks:
+                if yields:
                     yield "again "
                 await asyncio.sleep(0.01)
         finally:
@@ -400,27 +400,27 @@ def test_a_client_that_goes_away_closes_the_agents_generator(stream, speaks):
 
     with server.serve() as url:
         connection = raw_request(url, {**QUESTION, "stream": stream})
-        assert begun.wait(60)
+        assert started.wait(60)
         connection.close()
-        assert ended.wait(5), "the agent goes on for nobody"
+        assert ended.wait(5), "the agent continues without a client"
 
 
-def test_a_client_that_goes_away_closes_a_sync_generator():
+def test_a_client_that_disconnects_closes_a_sync_generator():
     server = create_server()
-    begun, ended = threading.Event(), threading.Event()
+    started, ended = threading.Event(), threading.Event()
 
     @server.stream()
     def answer(request):
         try:
             while True:
-                begun.set()
+                started.set()
                 yield "again "
         finally:
             ended.set()
 
     with server.serve() as url:
         connection = raw_request(url, {**QUESTION, "stream": True})
-        assert begun.wait(60)
+        assert started.wait(60)
         connection.close()
         assert ended.wait(5)
 
@@ -430,7 +430,7 @@ def test_a_client_that_goes_away_closes_a_sync_generator():
 
 @pytest.fixture
 def traced(settings) -> Iterator[str]:
-    """The URL of a server that traces into a folder of its own."""
+    """The URL of a server whose traces have a folder of their own."""
     server = create_server(settings=settings)
     server.invoke()(lambda request: "Hello")
     with server.serve() as url:
@@ -454,8 +454,8 @@ def test_the_trace_id_comes_in_the_stream_where_asked_for(traced):
     assert frames[-1] == "data: [DONE]"
 
 
-def test_a_trace_shows_a_conversation_whatever_the_caller_is_told(settings):
-    """MLflow's chat view knows neither a bare text nor the calls that OpenAI's clients are told."""
+def test_a_trace_shows_a_conversation_whatever_the_caller_gets(settings):
+    """MLflow's chat view supports neither a plain string nor the calls that OpenAI clients get."""
     call = {"type": "function_call", "call_id": "call_1", "name": "add", "arguments": "{}"}
     output = {"type": "function_call_output", "call_id": "call_1", "output": "3"}
     server = create_server(settings=settings)

@@ -1,4 +1,4 @@
-"""Feedback over HTTP: an assessment on the trace of the answer, from whom it belongs to alone."""
+"""Feedback over HTTP: an assessment on the trace of a response, only from the user who owns it."""
 
 import re
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def ask(url: str, headers: dict[str, str]) -> str:
     return answer.headers["x-mlflow-trace-id"]
 
 
-def judge(url: str, headers: dict[str, str], **body: object) -> httpx2.Response:
+def send_feedback(url: str, headers: dict[str, str], **body: object) -> httpx2.Response:
     return httpx2.post(f"{url}/agent/feedback", json=body, headers=headers, timeout=60)
 
 
@@ -44,23 +44,23 @@ def assessments(settings: Settings, trace_id: str) -> list[tuple]:
 
 def test_feedback_becomes_an_assessment_of_its_user(traced, project, monkeypatch):
     trace_id = ask(traced, ADA)
-    stored = judge(traced, ADA, trace_id=trace_id, value=True)
+    stored = send_feedback(traced, ADA, trace_id=trace_id, value=True)
     assert stored.status_code == 200
     assert stored.json()["trace_id"] == trace_id
     assert assessments(project, trace_id) == [(True, None, ADA["x-forwarded-email"])]
 
-    changed = judge(traced, ADA, trace_id=trace_id, value=False, comment="It is 390.")
+    changed = send_feedback(traced, ADA, trace_id=trace_id, value=False, comment="It is 390.")
     assert changed.json() == stored.json()
     assert assessments(project, trace_id) == [(False, "It is 390.", ADA["x-forwarded-email"])]
 
-    # What memory has forgotten, or another worker has answered, is looked up in MLflow.
+    # A trace that is not in the memory of this worker is looked up in MLflow.
     monkeypatch.setattr("agent_kit.tracing.recorder.recent_traces._records", {})
     for stranger in (EVE, ADA | EVE):
-        refused = judge(traced, stranger, trace_id=trace_id, value=True)
+        refused = send_feedback(traced, stranger, trace_id=trace_id, value=True)
         assert refused.status_code == 404
         assert refused.json()["error"]["code"] == "trace_not_found"
-    assert judge(traced, ADA, trace_id=trace_id, value=0.5).status_code == 200
-    unknown = judge(traced, ADA, trace_id=UNKNOWN, value=True)
+    assert send_feedback(traced, ADA, trace_id=trace_id, value=0.5).status_code == 200
+    unknown = send_feedback(traced, ADA, trace_id=UNKNOWN, value=True)
     assert unknown.status_code == 404
     assert [value for value, *_ in assessments(project, trace_id)] == [0.5]
 
@@ -68,18 +68,18 @@ def test_feedback_becomes_an_assessment_of_its_user(traced, project, monkeypatch
 def test_a_stored_response_names_its_trace(traced, project):
     body = {"input": "What?"}
     answer = httpx2.post(f"{traced}/v1/responses", json=body, headers=ADA).json()
-    refused = judge(traced, EVE, response_id=answer["id"], value=True)
+    refused = send_feedback(traced, EVE, response_id=answer["id"], value=True)
     assert refused.status_code == 404
-    stored = judge(traced, ADA, response_id=answer["id"], value=True)
+    stored = send_feedback(traced, ADA, response_id=answer["id"], value=True)
     assert stored.json()["trace_id"] == answer["metadata"]["trace_id"]
     assert len(assessments(project, stored.json()["trace_id"])) == 1
-    nowhere = judge(traced, ADA, response_id="resp_0", value=True)
+    nowhere = send_feedback(traced, ADA, response_id="resp_0", value=True)
     assert nowhere.status_code == 404
 
 
-def test_the_trace_of_somebody_else_does_not_exist(traced):
+def test_the_trace_of_another_user_does_not_exist(traced):
     trace_id = ask(traced, ADA)
-    refused = judge(traced, EVE, trace_id=trace_id, value=True)
+    refused = send_feedback(traced, EVE, trace_id=trace_id, value=True)
     assert refused.status_code == 404
     assert refused.json()["error"]["param"] == "trace_id"
 
@@ -110,8 +110,8 @@ BAD = [
 
 
 @pytest.mark.parametrize(("body", "param"), BAD, ids=lambda value: str(value)[:40])
-def test_a_bad_judgement_is_a_400_that_names_the_field(untraced, body, param):
-    answer = judge(untraced, {}, **body)
+def test_invalid_feedback_is_a_400_that_names_the_field(untraced, body, param):
+    answer = send_feedback(untraced, {}, **body)
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert error["param"] == param
@@ -120,22 +120,22 @@ def test_a_bad_judgement_is_a_400_that_names_the_field(untraced, body, param):
     )
 
 
-def test_what_a_judgement_may_be_is_said_in_words(untraced):
-    answer = judge(untraced, {}, trace_id="tr-1", value=True)
+def test_the_error_states_the_valid_values_of_feedback(untraced):
+    answer = send_feedback(untraced, {}, trace_id="tr-1", value=True)
     assert "x-mlflow-trace-id" in answer.json()["error"]["message"]
-    answer = judge(untraced, {}, trace_id=UNKNOWN, value=[])
+    answer = send_feedback(untraced, {}, trace_id=UNKNOWN, value=[])
     assert "true, false, a number, or a text" in answer.json()["error"]["message"]
 
 
-def test_without_traces_there_is_nothing_to_judge(untraced):
-    answer = judge(untraced, {}, trace_id=UNKNOWN, value=True)
+def test_without_traces_there_is_nothing_to_assess(untraced):
+    answer = send_feedback(untraced, {}, trace_id=UNKNOWN, value=True)
     assert answer.status_code == 409
     assert "[mlflow] tracing" in answer.json()["error"]["message"]
     info = httpx2.get(f"{untraced}/agent/info").json()
     assert info["features"]["feedback"] is False
 
 
-def test_a_page_of_another_site_cannot_judge(untraced):
+def test_a_page_of_another_site_cannot_send_feedback(untraced):
     url = f"{untraced}/api/agent/feedback"
     form = httpx2.post(url, content=b'{"value": true}', headers={"content-type": "text/plain"})
     assert form.status_code == 415
@@ -146,7 +146,7 @@ def test_a_page_of_another_site_cannot_judge(untraced):
     assert rebound.status_code == 421
 
 
-def test_feedback_waits_for_no_tracking_server(tmp_path, monkeypatch):
+def test_feedback_does_not_wait_for_the_tracking_server(tmp_path, monkeypatch):
     environ = {"AGENT_KIT_MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
     server = create_server(settings=load_settings(tmp_path, environ=environ))
     server.invoke()(lambda request: "391")
@@ -156,6 +156,6 @@ def test_feedback_waits_for_no_tracking_server(tmp_path, monkeypatch):
 
     monkeypatch.setattr("agent_kit.server.feedback.log_feedback", cannot_store)
     with server.serve() as url:
-        answer = judge(url, {}, trace_id=UNKNOWN, value=True)
+        answer = send_feedback(url, {}, trace_id=UNKNOWN, value=True)
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "mlflow_unavailable"

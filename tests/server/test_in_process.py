@@ -8,7 +8,7 @@ from openai import BadRequestError, InternalServerError
 
 from agent_kit.server import create_server
 
-WHO = contextvars.ContextVar("who", default="nobody")
+WHO = contextvars.ContextVar("who", default="no one")
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def untraced(monkeypatch):
 def test_the_first_delta_arrives_before_the_agent_has_finished():
     server = create_server()
 
-    async def talk():
+    async def run_client():
         seen = asyncio.Event()
 
         @server.stream()
@@ -37,13 +37,13 @@ def test_the_first_delta_arrives_before_the_agent_has_finished():
                     seen.set()
             return (await stream.get_final_response()).output_text
 
-    assert asyncio.run(talk()) == "first second"
+    assert asyncio.run(run_client()) == "first second"
 
 
-def test_leaving_a_stream_early_closes_the_agent():
+def test_closing_a_stream_early_closes_the_agent():
     server = create_server()
 
-    async def talk():
+    async def run_client():
         ended = asyncio.Event()
 
         @server.stream()
@@ -62,22 +62,22 @@ def test_leaving_a_stream_early_closes_the_agent():
                         break
             await asyncio.wait_for(ended.wait(), 5)
 
-    asyncio.run(talk())
+    asyncio.run(run_client())
 
 
-def test_closing_the_client_hangs_up_on_a_stream_that_was_left_open():
+def test_closing_the_client_closes_an_open_stream():
     server = create_server()
     ended = []
 
     @server.stream()
     async def answer(request):
         try:
-            yield "begun"
+            yield "started"
             await asyncio.sleep(60)
         finally:
             ended.append(asyncio.get_running_loop().time())
 
-    async def talk():
+    async def run_client():
         async with server.client() as client:
             messages = [{"role": "user", "content": "Hi"}]
             stream = await client.chat.completions.create(
@@ -91,19 +91,19 @@ def test_closing_the_client_hangs_up_on_a_stream_that_was_left_open():
         assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
         await stream.close()
 
-    asyncio.run(talk())
+    asyncio.run(run_client())
 
 
 def test_context_variables_of_the_caller_reach_the_agent():
     server = create_server()
     server.invoke()(lambda request: WHO.get())
 
-    async def talk():
+    async def run_client():
         WHO.set("Ada")
         async with server.client() as client:
             return (await client.responses.create(input="Who?")).output_text
 
-    assert asyncio.run(talk()) == "Ada"
+    assert asyncio.run(run_client()) == "Ada"
 
 
 def test_errors_arrive_as_the_clients_own(caplog):
@@ -113,7 +113,7 @@ def test_errors_arrive_as_the_clients_own(caplog):
     def answer(request):
         raise RuntimeError("secret")
 
-    async def talk():
+    async def run_client():
         async with server.client() as client:
             with pytest.raises(BadRequestError, match="temperature"):
                 await client.responses.create(input="Hi", temperature=99)
@@ -121,7 +121,7 @@ def test_errors_arrive_as_the_clients_own(caplog):
                 await client.responses.create(input="Hi")
             return str(caught.value)
 
-    assert "secret" not in asyncio.run(talk())
+    assert "secret" not in asyncio.run(run_client())
 
 
 def test_chat_completions_stream():
@@ -132,7 +132,7 @@ def test_chat_completions_stream():
         yield "one "
         yield "two"
 
-    async def talk():
+    async def run_client():
         async with server.client() as client:
             messages = [{"role": "user", "content": "Hi"}]
             stream = await client.chat.completions.create(
@@ -141,21 +141,21 @@ def test_chat_completions_stream():
             chunks = [chunk async for chunk in stream]
             return [chunk.choices[0].delta.content for chunk in chunks if chunk.choices]
 
-    assert "".join(filter(None, asyncio.run(talk()))) == "one two"
+    assert "".join(filter(None, asyncio.run(run_client()))) == "one two"
 
 
-def test_the_lifespan_begins_and_ends_with_the_client():
+def test_the_lifespan_starts_and_ends_with_the_client():
     server = create_server()
 
     @server.invoke()
     def answer(request):
         return "Hi"
 
-    async def talk():
+    async def run_client():
         async with server.client() as client:
             await client.responses.create(input="Hi")
             return server._lives, client
 
-    lives, _ = asyncio.run(talk())
+    lives, _ = asyncio.run(run_client())
     assert lives == 1
     assert server._lives == 0

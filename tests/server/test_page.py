@@ -77,18 +77,18 @@ def test_no_other_file_is_served(plain, path):
     assert "error" in answer.json()
 
 
-def test_the_page_takes_no_post(plain):
+def test_the_page_accepts_no_post(plain):
     assert httpx2.post(plain + "/chat.css", json={}).status_code == 404
 
 
-# A page of one's own --------------------------------------------------------------------------
+# A custom page --------------------------------------------------------------------------------
 
 
-def test_a_page_of_ones_own_comes_before_the_shipped_one(tmp_path):
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "index.html").write_text("<html><head></head><body>Mine</body></html>")
-    with serve(tmp_path, SERVER_WEB_DIR="mine").serve() as url:
+def test_a_custom_page_overrides_the_bundled_one(tmp_path):
+    custom = tmp_path / "custom"
+    custom.mkdir()
+    (custom / "index.html").write_text("<html><head></head><body>Mine</body></html>")
+    with serve(tmp_path, SERVER_WEB_DIR="custom").serve() as url:
         page = httpx2.get(f"{url}/")
         assert "Mine" in page.text
         assert "script-src 'self'" in page.headers["content-security-policy"]
@@ -98,8 +98,8 @@ def test_a_page_of_ones_own_comes_before_the_shipped_one(tmp_path):
 
         before = httpx2.get(f"{url}/agent/page-version").text
         assert httpx2.get(f"{url}/agent/page-version").text == before
-        (mine / "pictures").mkdir()
-        (mine / "pictures" / "logo.svg").write_text("<svg/>")
+        (custom / "pictures").mkdir()
+        (custom / "pictures" / "logo.svg").write_text("<svg/>")
         assert httpx2.get(f"{url}/agent/page-version").text != before
 
 
@@ -112,7 +112,7 @@ def test_a_page_that_is_deployed_does_not_reload(tmp_path):
         assert httpx2.get(f"{url}/agent/page-version").status_code == 404
 
 
-def test_the_shipped_page_does_not_reload(plain):
+def test_the_bundled_page_does_not_reload(plain):
     assert "live-reload" not in httpx2.get(f"{plain}/").text
     assert httpx2.get(f"{plain}/agent/page-version").status_code == 404
 
@@ -122,7 +122,7 @@ def test_a_folder_without_files_is_a_clear_error(tmp_path):
         serve(tmp_path, SERVER_WEB_DIR="missing")
 
 
-# Under which names it answers -----------------------------------------------------------------
+# Allowed host names ---------------------------------------------------------------------------
 
 
 def status(url: str, host: str) -> int:
@@ -136,7 +136,7 @@ def test_a_local_server_answers_to_local_names_and_those_allowed():
         assert status(url, "evil.example") == 421
 
 
-def test_a_public_server_answers_to_the_names_it_is_told():
+def test_a_public_server_answers_to_its_configured_names():
     with serve(SERVER_HOST="0.0.0.0").serve() as url:
         assert status(url, "anything.example") == 200
     with serve(SERVER_HOST="0.0.0.0", SERVER_ALLOWED_HOSTS="agents.example").serve() as url:

@@ -37,7 +37,7 @@ async def app(scope, receive, send):
         os._exit(7)
     if scope["path"] == "/slow":
         await send({{"type": "http.response.start", "status": 200, "headers": []}})
-        await send({{"type": "http.response.body", "body": b"begun ", "more_body": True}})
+        await send({{"type": "http.response.body", "body": b"start ", "more_body": True}})
         await asyncio.sleep(1)
         await send({{"type": "http.response.body", "body": b"{reply}"}})
         return
@@ -78,10 +78,10 @@ def save_notebook(project: Path, app: str) -> None:
 
 
 class Supervisor:
-    """A running `serve_with_reload`; everything it prints ends up in `said`."""
+    """A running `serve_with_reload`; `output` contains everything it prints."""
 
     def __init__(self, folder: Path, app: str = "greeter.web.app:app", port: int = 0) -> None:
-        self.said: list[str] = []
+        self.output: list[str] = []
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, app, str(port)],
             cwd=folder,
@@ -102,10 +102,10 @@ class Supervisor:
     def wait_for(self, words: str) -> str:
         """Wait for a line with `words` and return it."""
         while (line := self._lines.get(timeout=PATIENCE)) is not None:
-            self.said.append(line)
+            self.output.append(line)
             if words in line:
                 return line
-        raise AssertionError(f"it ended without saying {words!r}:\n{''.join(self.said)}")
+        raise AssertionError(f"it ended without printing {words!r}:\n{''.join(self.output)}")
 
     def start(self) -> "Supervisor":
         self.url = self.wait_for("http://").split()[-1]
@@ -121,8 +121,8 @@ class Supervisor:
         code = self.process.wait(timeout=PATIENCE)
         self._reader.join()
         while line := self._lines.get():
-            self.said.append(line)
-        assert "Unknown child process" not in "".join(self.said)
+            self.output.append(line)
+        assert "Unknown child process" not in "".join(self.output)
         return code
 
 
@@ -147,7 +147,7 @@ def wait_until_gone(process: int) -> None:
             os.close(descriptor)
 
 
-# --- telling an error in the notebook's words
+# --- errors with their notebook cells
 
 
 def test_a_line_of_a_module_is_found_in_its_notebook(project: Path) -> None:
@@ -171,7 +171,7 @@ def test_lines_without_a_notebook_cell_are_not_found(project: Path) -> None:
     assert find_cell(module, 10_000) is None
 
 
-def test_an_error_is_told_with_its_way_through_notebook_and_file(
+def test_an_error_is_explained_with_its_lines_in_notebook_and_file(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (project / "helper.py").write_text("def fail():\n    raise KeyError('model')\n")
@@ -183,8 +183,8 @@ def test_an_error_is_told_with_its_way_through_notebook_and_file(
         importlib.import_module("greeter.web.app")
     for name in ("helper", "greeter.web.app", "greeter.web", "greeter"):
         sys.modules.pop(name, None)
-    told = explain_error(caught.value.with_traceback(caught.tb.tb_next))
-    assert told.splitlines() == [
+    explained = explain_error(caught.value.with_traceback(caught.tb.tb_next))
+    assert explained.splitlines() == [
         "  nbs/web/10_app.ipynb, cell 3, line 4",
         "    helper.fail()",
         "  helper.py, line 2",
@@ -221,13 +221,13 @@ def test_a_cell_that_does_not_compile_writes_nothing(project: Path, app: str, wh
     assert (project / "greeter/web/app.py").read_text() == before
 
 
-def test_a_file_that_is_no_notebook_is_named(project: Path) -> None:
+def test_a_file_that_is_not_a_notebook_is_named(project: Path) -> None:
     (project / "nbs/half.ipynb").write_text('{"cells": [')
     with pytest.raises(ExportError, match=r"half\.ipynb is not a notebook"):
         export_notebooks(project)
 
 
-def test_an_edit_of_the_module_after_its_notebook_is_kept(project: Path) -> None:
+def test_an_edit_of_the_module_after_its_notebook_is_preserved(project: Path) -> None:
     export_notebooks(project)
     module = project / "greeter/web/app.py"
     module.write_text("edited = True\n")
@@ -262,11 +262,11 @@ def test_a_saved_notebook_is_served_and_no_request_is_lost(project: Path) -> Non
     assert sorted(set(replies), key=replies.index) == ["one", "two", "three"]
 
 
-def test_a_request_under_way_is_finished_by_the_code_that_began_it(project: Path) -> None:
+def test_a_request_in_progress_is_completed_by_the_code_that_started_it(project: Path) -> None:
     with supervised(project) as supervisor:
         supervisor.start()
         with urllib.request.urlopen(supervisor.url + "/slow", timeout=PATIENCE) as slow:
-            assert slow.read(6) == b"begun "
+            assert slow.read(6) == b"start "
             save_notebook(project, APP.format(reply="two"))
             supervisor.wait_for("the new code is serving")
             assert supervisor.ask() == "two"
@@ -301,7 +301,7 @@ def test_a_first_start_that_fails_waits_for_the_change(tmp_path: Path) -> None:
         assert supervisor.ask() == "fixed"
 
 
-def test_only_another_text_starts_a_new_generation(tmp_path: Path) -> None:
+def test_only_changed_code_starts_a_new_generation(tmp_path: Path) -> None:
     module = tmp_path / "single.py"
     module.write_text(APP.format(reply="one"))
     with supervised(tmp_path, "single:app") as supervisor:
@@ -313,7 +313,7 @@ def test_only_another_text_starts_a_new_generation(tmp_path: Path) -> None:
         supervisor.wait_for("the new code is serving")
         assert supervisor.ask("/process") != first
         supervisor.end()
-        assert "".join(supervisor.said).count("the new code is serving") == 1
+        assert "".join(supervisor.output).count("the new code is serving") == 1
 
 
 def test_a_server_that_died_comes_back_with_a_change(tmp_path: Path) -> None:

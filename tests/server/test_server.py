@@ -1,4 +1,4 @@
-"""Servers: registration, the ways to run one, its arguments, its life."""
+"""Servers: registration, the ways to run one, its arguments and its lifecycle."""
 
 import asyncio
 import gc
@@ -142,7 +142,7 @@ def test_a_generator_registered_as_invoke_is_refused():
         create_server().invoke()(yields)
 
 
-def test_without_a_function_the_start_fails_and_says_what_to_write(monkeypatch):
+def test_without_a_function_the_start_fails_and_states_what_to_write(monkeypatch):
     monkeypatch.setattr("agent_kit.server.default_registry", Registry())
     with pytest.raises(ServerError, match="@invoke"):
         asyncio.run(create_server().respond(QUESTION))
@@ -209,7 +209,7 @@ def test_arguments_are_read_from_a_command_line():
     assert vars(arguments) == {"host": "0.0.0.0", "port": 9, "workers": 3, **switches}
 
 
-def test_run_inside_an_event_loop_says_what_to_use_instead():
+def test_run_inside_an_event_loop_states_what_to_use_instead():
     async def run():
         create_server().run("agent_kit.agent:app")
 

@@ -1,4 +1,4 @@
-"""WebSockets at /v1/responses: the openai SDK, what a connection remembers, who is refused."""
+"""WebSockets at /v1/responses: the openai SDK, the responses a connection stores, refusals."""
 
 import asyncio
 import json
@@ -24,24 +24,24 @@ LAST = ("response.completed", "response.failed", "response.incomplete", "error")
 
 
 def make_server(task: str = "agent/v1/responses", **environ: str) -> AgentServer:
-    """A server whose agent says how much it was given, or does what it is told."""
+    """Return a server whose agent returns the number of its items, or follows a command."""
     server = create_server(task, settings=load_settings(environ=UNTRACED | environ))
     server.began, server.closed, server.go_on = (threading.Event() for _ in range(3))
 
     @server.stream()
     async def answer(request):
         items = request.input if task == "agent/v1/responses" else request.messages
-        said = items[-1].get("content", "")
-        if said == "fail":
+        prompt = items[-1].get("content", "")
+        if prompt == "fail":
             raise RuntimeError("on purpose")
-        if said == "fail later":
+        if prompt == "fail later":
             yield "so far"
             await asyncio.sleep(0.2)
             raise RuntimeError("on purpose")
-        if said == "who":
+        if prompt == "who":
             yield str(current_context().user)
             return
-        if said == "wait":
+        if prompt == "wait":
             try:
                 yield "I wait"
                 server.began.set()
@@ -51,7 +51,7 @@ def make_server(task: str = "agent/v1/responses", **environ: str) -> AgentServer
             finally:
                 server.closed.set()
             return
-        if said == "silence":
+        if prompt == "silence":
             await asyncio.sleep(0.2)
         yield f"{len(items)} "
         yield "items"
@@ -158,9 +158,9 @@ def test_every_path_of_the_api_answers(url: str, path: str) -> None:
 
 
 BAD = {
-    "no json": ("Hello", 400, "body", "invalid_json"),
+    "not json": ("Hello", 400, "body", "invalid_json"),
     "empty": ("", 400, "body", "invalid_json"),
-    "no utf-8": (b"\xff{}", 400, "body", "invalid_json"),
+    "not utf-8": (b"\xff{}", 400, "body", "invalid_json"),
     "an array": ("[]", 400, "body", "invalid_type"),
     "no type": ('{"input": "Hello"}', 400, "type", "invalid_value"),
     "another type": ('{"type": "response.steer"}', 400, "type", "invalid_value"),
@@ -171,7 +171,7 @@ BAD = {
         "background",
         "unsupported_parameter",
     ),
-    "a lane": ('{"type": "response.create", "stream_id": 7}', 400, "stream_id", "invalid_value"),
+    "stream id": ('{"type": "response.create", "stream_id": 7}', 400, "stream_id", "invalid_value"),
     "too large": (
         json.dumps({"type": "response.create", "input": "x" * 4_000_000}),
         413,
@@ -184,7 +184,7 @@ BAD = {
         "conversation",
         "conversation_not_found",
     ),
-    "a previous id that is none": (
+    "a previous id that is not a string": (
         '{"type": "response.create", "input": "Hello", "previous_response_id": [1]}',
         400,
         "previous_response_id",
@@ -193,7 +193,7 @@ BAD = {
 }
 
 
-def test_a_bad_message_is_told_so_and_the_connection_goes_on(url: str) -> None:
+def test_a_bad_message_gets_an_error_and_the_connection_continues(url: str) -> None:
     with opened(url) as connection:
         for name, (message, status, param, code) in BAD.items():
             connection.send(message)
@@ -230,7 +230,7 @@ def test_an_agent_that_fails_at_once_is_an_error_and_later_a_failed_response(url
             assert later["response"]["error"]["code"] == "server_error"
 
 
-def test_a_failed_continuation_is_forgotten(url: str) -> None:
+def test_a_failed_continuation_deletes_its_context(url: str) -> None:
     with opened(url) as connection:
         for wrong in ("fail", "fail later", 17):
             first = ask(connection, input="Hello", store=False)["response"]["id"]
@@ -240,7 +240,7 @@ def test_a_failed_continuation_is_forgotten(url: str) -> None:
             assert again["error"]["code"] == "previous_response_not_found"
 
 
-def test_only_the_last_responses_are_remembered(url: str) -> None:
+def test_only_the_last_responses_are_stored_in_memory(url: str) -> None:
     with opened(url) as connection:
         ids = [ask(connection, input="Hi", store=False)["response"]["id"] for _ in range(17)]
         first = ask(connection, input="And?", previous_response_id=ids[0], store=False)
@@ -249,7 +249,7 @@ def test_only_the_last_responses_are_remembered(url: str) -> None:
         assert text(second) == "3 items"
 
 
-def test_a_stored_response_holds_what_the_connection_remembered(url: str) -> None:
+def test_a_stored_response_contains_the_context_of_the_connection(url: str) -> None:
     with opened(url) as connection:
         stored = ask(connection, input="Hello")["response"]
         middle = ask(connection, input="2", previous_response_id=stored["id"], store=False)
@@ -257,10 +257,10 @@ def test_a_stored_response_holds_what_the_connection_remembered(url: str) -> Non
         last = ask(connection, input="3", previous_response_id=middle["response"]["id"])
         assert text(last) == "5 items"
     with OpenAI(base_url=f"{url}/v1", api_key="none") as client:
-        kept = client.responses.retrieve(last["response"]["id"])
-        assert kept.to_dict() == last["response"]
-        assert len(client.responses.input_items.list(kept.id).data) == 5
-        after = client.responses.create(input="4", previous_response_id=kept.id)
+        retrieved = client.responses.retrieve(last["response"]["id"])
+        assert retrieved.to_dict() == last["response"]
+        assert len(client.responses.input_items.list(retrieved.id).data) == 5
+        after = client.responses.create(input="4", previous_response_id=retrieved.id)
         assert after.output_text == "7 items"
 
 
@@ -279,7 +279,7 @@ def test_a_continuation_may_refer_to_an_item_and_must_not_answer_an_unknown_call
             assert error["param"] == "input", error
 
 
-def test_a_conversation_in_memory_grows_no_larger_than_a_request_may_be() -> None:
+def test_a_conversation_in_memory_is_limited_to_the_size_of_a_request() -> None:
     server = make_server(AGENT_KIT_SERVER_MAX_BODY_BYTES="3000")
     with server.serve() as url, opened(url) as connection:
         asked = {"input": "x" * 1000, "store": False}
@@ -299,18 +299,18 @@ def test_a_server_that_stores_nothing_and_a_chat_agent_chain_in_memory_too() -> 
         assert text(again) == "3 items"
 
 
-def test_the_answers_of_lanes_name_them_and_come_in_order(url: str) -> None:
+def test_events_contain_their_stream_id_and_come_in_order(url: str) -> None:
     with opened(url) as connection:
         send(connection, input="silence", stream_id="left")
         send(connection, input=[], stream_id='ri"ght')
         send(connection, input="Hello", stream_id="left", store=False)
-        for lane, last in (("left", "response"), ('ri"ght', "error"), ("left", "response")):
+        for stream_id, last in (("left", "response"), ('ri"ght', "error"), ("left", "response")):
             events = read(connection)
-            assert {event.pop("stream_id") for event in events} == {lane}
+            assert {event.pop("stream_id") for event in events} == {stream_id}
             assert last in events[-1]
 
 
-def test_who_does_not_wait_for_answers_is_told_to(served) -> None:
+def test_too_many_pending_requests_are_refused(served) -> None:
     server, url = served
     with opened(url) as connection:
         send(connection, input="wait", store=False)
@@ -342,10 +342,10 @@ def test_closing_the_connection_closes_the_generator_of_the_agent(served, store:
             return
         with client.responses.retrieve(created["response"]["id"], stream=True) as events:
             seen = [event.to_dict() for event in events]
-        kept = client.responses.retrieve(created["response"]["id"])
+        retrieved = client.responses.retrieve(created["response"]["id"])
     assert seen[0] == created
-    assert kept.status == "cancelled"
-    assert kept.output_text == "I wait"
+    assert retrieved.status == "cancelled"
+    assert retrieved.output_text == "I wait"
 
 
 def test_a_run_may_outlive_its_connection() -> None:
@@ -365,7 +365,7 @@ def test_a_run_may_outlive_its_connection() -> None:
         check_response(last["response"])
 
 
-def test_the_one_who_connects_is_the_one_who_asks(url: str) -> None:
+def test_the_user_of_a_connection_is_the_user_of_its_requests(url: str) -> None:
     ada = {"x-forwarded-email": "ada@example.com"}
     with opened(url, additional_headers=ada) as connection:
         last = ask(connection, input="who")
@@ -387,7 +387,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_strangers_are_refused_before_the_connection_is_open(url: str, name: str) -> None:
+def test_foreign_origins_and_hosts_are_refused_before_the_connection_opens(
+    url: str, name: str
+) -> None:
     options, status, code = REFUSED[name]
     with pytest.raises(websockets.exceptions.InvalidStatus) as caught, opened(url, **options):
         pass

@@ -7,12 +7,12 @@ from typing import Any
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from support.environment import require_command
 
-# Ten times what Playwright waits by itself, since a machine that tests may be busy. Nothing is
-# slower for it: what has to be quick is measured where a test says so.
+# Ten times the default of Playwright, since a machine that runs tests may be busy. No test is
+# slower for it; a test that requires speed measures it.
 PATIENCE_MS = 50_000
 expect.set_options(timeout=PATIENCE_MS)
 
-# Without these chromium looks for hosts of its maker, and needs a GPU and a user's sandbox.
+# Without these chromium contacts hosts of its vendor, and needs a GPU and a user's sandbox.
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -38,10 +38,11 @@ def open_browser() -> Iterator[Browser]:
 
 @contextmanager
 def open_page(browser: Browser, **options: Any) -> Iterator[Page]:
-    """Open a page in a fresh profile that notes what goes wrong on it.
+    """Open a page in a new profile; fail if a script fails or violates the security policy.
 
-    options: of the profile, such as `viewport` or `color_scheme`.
-    The page fails the test at the end if a script failed or broke the security policy.
+    Args:
+        browser: The browser that opens the page.
+        options: Options of the profile, such as `viewport` or `color_scheme`.
     """
     with browser.new_context(**options) as context:
         page = context.new_page()

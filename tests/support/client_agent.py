@@ -24,7 +24,9 @@ USAGE = {"input_tokens": 11, "output_tokens": 7, "total_tokens": 18}
 def client_agent(settings: Settings, closed: threading.Event) -> AgentServer:
     """Return a server whose agent responds as the functions below define.
 
-    closed: set when an answer is left before its end.
+    Args:
+        settings: The settings of the server.
+        closed: An event that is set when a client disconnects before the end of its response.
     """
     server = create_server(settings=settings)
 

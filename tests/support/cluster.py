@@ -34,7 +34,7 @@ AGENT = """
                 yield FOUND
         yield f"worker {os.getpid()} attempt {current_context().attempt} items {len(request.input)}"
         if text == "wait":
-            open("begun", "w").close()
+            open("started", "w").close()
             try:
                 await asyncio.sleep(60)
             finally:
@@ -122,7 +122,7 @@ class Cluster:
         raise AssertionError("the agent has produced no text")
 
     def kill(self) -> None:
-        """Kill the server and all of its workers, as no handler can prevent."""
+        """Kill the server and all of its workers with SIGKILL, which no handler can catch."""
         family = [*psutil.Process(self.process.pid).children(recursive=True)]
         for process in (psutil.Process(self.process.pid), *family):
             process.kill()

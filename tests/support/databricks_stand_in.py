@@ -33,7 +33,7 @@ CLIENT_ID, CLIENT_SECRET = "app-client-id", "app-client-secret"
 APP_USER = "app-service-principal"
 
 
-def forget_credentials(monkeypatch: pytest.MonkeyPatch, profiles: Path) -> None:
+def remove_credentials(monkeypatch: pytest.MonkeyPatch, profiles: Path) -> None:
     """Remove all credentials but those in the file `profiles`, which need not exist."""
     for name in [each for each in os.environ if each.startswith("DATABRICKS_")]:
         monkeypatch.delenv(name)

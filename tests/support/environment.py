@@ -1,4 +1,4 @@
-"""What tests know of the project and of the machine they run on."""
+"""The project's folder, and the programs and ports of the machine that runs the tests."""
 
 import itertools
 import os
@@ -32,20 +32,20 @@ def require_command(*names: str) -> str:
 
 
 def unmeasured() -> dict[str, str]:
-    """The environment of a process of which no coverage is taken, which costs a third of its time.
+    """Return an environment without coverage, which costs a third of a process's time.
 
-    For what runs the kit's code without checking what it does, and for what does not run it.
+    For processes that run the kit's code without checking it, or that do not run it.
     """
     return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
 
 
-# Below the ports that the kernel gives to whoever asks for any, so that none of these is taken by
-# chance between its choice and its use; where they begin differs, for processes side by side.
+# Below the ephemeral ports of the kernel, so that no other process takes one of these between its
+# choice and its use; the first port differs between concurrent processes.
 _ports = itertools.count(10_000 + os.getpid() * 97 % 20_000)
 
 
 def free_port() -> int:
-    """A port of this machine that nobody uses."""
+    """Return an unused port of this machine."""
     for port in _ports:
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port

@@ -1,4 +1,4 @@
-"""What no test may do: speak to the network, or leave threads, tasks or processes behind.
+"""Guards against network access and against leaked threads, tasks and processes.
 
 `conftest.py` sets these guards around each test, `run_notebook.py` around each notebook.
 """
@@ -18,32 +18,32 @@ from typing import Any
 import psutil
 
 SCRUBBED = ("AGENT_KIT_", "DATABRICKS_", "MLFLOW_", "OPENAI_", "OTEL_", "ANTHROPIC_")
-KEPT = ("AGENT_KIT_REQUIRE_ALL",)
+PRESERVED = ("AGENT_KIT_REQUIRE_ALL",)
 
 # These live as long as the process that runs the tests; they belong to none of them.
 LASTING_PROCESSES = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
-# What a browser starts for its pages, and keeps a while; it ends with the browser.
+# The processes that a browser starts for its pages; they end with the browser.
 LASTING_PROCESSES += ("--type=",)
 # Idle workers of an event loop that serves several tests; they end with it.
-# (those of the store: tests/runs/test_state.py sees to it that they do end)
+# (those of the store: tests/runs/test_state.py checks that they do end)
 LASTING_THREADS = ("AnyIO worker thread", "store-")
-# With these asyncio itself closes generators that their reader has dropped.
+# asyncio closes abandoned generators with these.
 CLOSING_TASKS = "async_generator_athrow"
 PATIENCE = 30.0
 
 
 def clean_environment() -> None:
-    """Forget the developer's own settings: tests shall not depend on them."""
+    """Remove the developer's own settings: tests must not depend on them."""
     for name in list(os.environ):
         proxy = name.lower().endswith("_proxy")
-        if (name.startswith(SCRUBBED) and name not in KEPT) or proxy:
+        if (name.startswith(SCRUBBED) and name not in PRESERVED) or proxy:
             del os.environ[name]
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["NO_PROXY"] = "*"
 
 
 class NetworkGuard:
-    """Refuses connections and look-ups beyond this machine, and remembers them."""
+    """Refuses connections and look-ups beyond this machine, and records them."""
 
     def __init__(self) -> None:
         self.refused: list[str] = []
@@ -73,9 +73,10 @@ def _is_loopback(host: str) -> bool:
 
 @contextlib.contextmanager
 def no_leaks(lasting_threads: tuple[str, ...] = ()) -> Iterator[None]:
-    """Fail if the block leaves a thread, an asyncio task or a child process behind.
+    """Fail if the block leaks a thread, an asyncio task or a child process.
 
-    Threads whose name begins with one of `lasting_threads` may stay.
+    Args:
+        lasting_threads: Prefixes of the names of threads that may remain.
     """
     threads, processes = set(threading.enumerate()), set(_children())
     with _pending_tasks() as tasks:
@@ -88,7 +89,7 @@ def no_leaks(lasting_threads: tuple[str, ...] = ()) -> Iterator[None]:
         thread.join(max(0, deadline - time.monotonic()))
         left += [f"thread {thread.name}"] if thread.is_alive() else []
     left += [f"process {process}" for process in _lasting_children(processes, deadline)]
-    assert not left, "left behind: " + "; ".join(left)
+    assert not left, "leaked: " + "; ".join(left)
 
 
 def _children() -> list[psutil.Process]:
@@ -109,7 +110,7 @@ def _lasting_children(before: set[psutil.Process], deadline: float) -> list[psut
 
 @contextlib.contextmanager
 def _pending_tasks() -> Iterator[list[str]]:
-    """Collect the tasks nobody waited for or cancelled when `asyncio.run` was at its end."""
+    """Collect the tasks that were neither awaited nor cancelled at the end of `asyncio.run`."""
     found: list[str] = []
     cancel_all = asyncio.runners._cancel_all_tasks  # type: ignore[attr-defined]
 
@@ -126,15 +127,15 @@ def _pending_tasks() -> Iterator[list[str]]:
         asyncio.runners._cancel_all_tasks = cancel_all  # type: ignore[attr-defined]
 
 
-# What is read when the files that the measured processes wrote are added up.
+# The tables that coverage reads when it combines the files of the measured processes.
 COVERAGE_TABLES = ("file", "context", "tracer", "arc", "line_bits")
 
 
 def drop_broken_coverage(folder: Path) -> None:
-    """Delete the coverage that killed processes left half written.
+    """Delete the incomplete coverage files of killed processes.
 
-    It is written without a journal, and adding it up fails the whole run for a file that opens
-    and then turns out to be incomplete: `combine_parallel_data` in coverage's `data.py`.
+    Coverage writes them without a journal, and combining them fails the whole run for a file that
+    opens but is incomplete: `combine_parallel_data` in coverage's `data.py`.
     """
     for path in folder.glob(".coverage.*"):
         if not _is_whole(path):

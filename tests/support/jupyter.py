@@ -1,4 +1,4 @@
-"""A real JupyterLab in a real browser, for what a notebook shows and does."""
+"""A real JupyterLab in a real browser, for tests of the output of notebooks."""
 
 import json
 import os
@@ -28,8 +28,10 @@ START_SECONDS = 120
 def serve_lab(folder: Path, older_widgets: Path | None = None) -> Iterator[str]:
     """Serve JupyterLab on `folder`.
 
-    older_widgets: a folder with another ipywidgets and its extension, to come before the installed
-    ones in the kernel and in the browser.
+    Args:
+        folder: The root folder of JupyterLab.
+        older_widgets: A folder with another ipywidgets and its extension, which override the
+            installed ones in the kernel and in the browser.
     """
     settings = folder / "settings"
     settings.mkdir()
@@ -79,7 +81,7 @@ def _wait_until_up(process: subprocess.Popen, url: str, log: Path) -> None:
 
 
 class Lab:
-    """One notebook, open in a browser, with a kernel behind it."""
+    """One notebook with its kernel, open in a browser."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
@@ -97,13 +99,13 @@ class Lab:
         self.wait_for_kernel()
 
     def reload(self) -> None:
-        """Save the notebook, load the page anew and wait for the kernel."""
+        """Save the notebook, reload the page and wait for the kernel."""
         self.page.evaluate("jupyterapp.commands.execute('docmanager:save')")
         self.page.reload()
         self.wait_for_kernel()
 
     def wait_for_kernel(self) -> None:
-        """Wait until the kernel really answers; it may say "idle" before it does."""
+        """Wait until the kernel really answers; it may report "idle" before it does."""
         self.page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext")
         self.page.evaluate(
             """async () => {
@@ -144,7 +146,14 @@ class Lab:
 def open_lab(
     browser: Browser, folder: Path, older_widgets: Path | None = None, **options: Any
 ) -> Iterator[Lab]:
-    """Open JupyterLab with an empty notebook in a browser; options: of the browser's profile."""
+    """Open JupyterLab with an empty notebook in a browser.
+
+    Args:
+        browser: The browser that opens JupyterLab.
+        folder: The root folder of JupyterLab.
+        older_widgets: A folder with another ipywidgets, see `serve_lab`.
+        options: Options of the browser's profile.
+    """
     notebook = nbformat.v4.new_notebook(
         metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}}
     )

@@ -3,7 +3,7 @@
     with ModelStandIn([Turn(calls=[("add", {"a": 1, "b": 2})]), "It is 3."]) as service:
         client = OpenAI(base_url=service.url, api_key="any")
 
-Each request takes the next turn: a text, a `Turn`, a `Refusal` (an HTTP error), or a function of
+Each request consumes the next turn: a text, a `Turn`, a `Refusal` (an HTTP error), or a function of
 the request's body that returns one of these. Without turns it behaves like a small model that
 calls `python_exec` for arithmetic and reports the tool's output: `calculator`.
 """
@@ -21,15 +21,21 @@ from typing import Any
 
 @dataclass
 class Turn:
-    """What the service answers to one request.
+    """The response of the service to one request.
 
-    calls: names and arguments of function calls; an argument that is a string is sent as it is.
-    finish: the finish reason of chat completions; usage: whether the service counts tokens.
-    pause: seconds between two chunks of a stream; wait: an event to wait for after the first chunk.
-    cut: break the connection instead of ending the stream.
-    chunks: the chunks of a chat completion stream word for word, instead of everything above.
-    frames: the text of the whole stream, frame by frame, valid or not, instead of all others.
-    kind: the content type of a streamed answer.
+    Attributes:
+        text: The text of the response.
+        reasoning: The reasoning of the response.
+        refusal: The refusal of the model, instead of a text.
+        calls: Names and arguments of function calls; string arguments are sent unchanged.
+        finish: The finish reason of chat completions.
+        usage: Whether the service counts tokens.
+        pause: Seconds between two chunks of a stream.
+        wait: An event to wait for after the first chunk.
+        cut: Whether to break the connection instead of ending the stream.
+        chunks: The exact chunks of a chat completion stream, instead of everything above.
+        frames: The exact frames of the whole stream, valid or not, instead of all others.
+        kind: The content type of a streamed response.
     """
 
     text: str = ""
@@ -50,7 +56,7 @@ class Turn:
         return self.finish or ("tool_calls" if self.calls else "stop")
 
     def items(self) -> list[dict[str, Any]]:
-        """The answer as output items of the Responses API."""
+        """Return the response as output items of the Responses API."""
         items: list[dict[str, Any]] = []
         if self.reasoning:
             content = [{"type": "reasoning_text", "text": self.reasoning}]
@@ -72,7 +78,7 @@ class Turn:
 
 @dataclass
 class Refusal:
-    """An HTTP error instead of an answer."""
+    """An HTTP error instead of a response."""
 
     status: int
     message: str = "refused"
@@ -94,7 +100,7 @@ class Received:
 
 
 def calculator(body: dict[str, Any]) -> Turn:
-    """Behave like a model with the tool `python_exec`: call it, then report what it printed."""
+    """Behave like a model with the tool `python_exec`: call it, then report its output."""
     items = body.get("messages") or body.get("input")
     items = [{"role": "user", "content": items}] if isinstance(items, str) else items
     last = items[-1]
@@ -108,11 +114,14 @@ def calculator(body: dict[str, Any]) -> Turn:
 
 
 class ModelStandIn:
-    """The service on a port of its own, in a thread, for as long as a `with` block lasts.
+    """The service on a port of its own, in a thread, for the duration of a `with` block.
 
-    answers: what it answers, in order; key: the API key it wants, any where None.
-    `requests` are those received, `connections` counts the connections that brought them, and
-    `gone` is set when a client left before its answer was complete.
+    Attributes:
+        answers: The responses, in order.
+        key: The required API key; None accepts any key.
+        requests: The received requests.
+        connections: The number of connections that delivered them.
+        gone: An event that is set when a client disconnects before its response is complete.
     """
 
     def __init__(self, answers: Sequence[Answer] | None = None, *, key: str | None = None) -> None:
@@ -141,7 +150,7 @@ class ModelStandIn:
         self._server.server_close()
 
     def answer(self, body: dict[str, Any]) -> Turn | Refusal:
-        """Return the answer to the next request."""
+        """Return the response to the next request."""
         if self.answers is None:
             return calculator(body)
         with self._lock:
@@ -163,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def handle(self) -> None:
-        """Serve requests until the client or the service goes."""
+        """Serve requests until the client or the service closes the connection."""
         while not self.service.closing.is_set():
             if not select.select([self.connection], [], [], 0.1)[0]:
                 continue
@@ -228,7 +237,7 @@ class _Handler(BaseHTTPRequestHandler):
                 name = f"event: {chunk['type']}\n" if "type" in chunk else ""
                 self._write(f"{name}data: {json.dumps(chunk)}\n\n")
                 self._rest(turn, number)
-            # In one write: clients stop reading at [DONE] and keep a connection that is at its end.
+            # In one write: clients stop reading at [DONE] and reuse a connection that is complete.
             self.wfile.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
         except ConnectionError:
             self.close_connection = True
@@ -330,10 +339,10 @@ def _response(turn: Turn, model: str) -> dict[str, Any]:
 
 def _response_events(turn: Turn, model: str) -> Iterator[dict[str, Any]]:
     whole = _response(turn, model)
-    begun = whole | {"output": [], "usage": None, "status": "in_progress"}
+    started = whole | {"output": [], "usage": None, "status": "in_progress"}
     events = [
-        {"type": "response.created", "response": begun},
-        {"type": "response.in_progress", "response": begun},
+        {"type": "response.created", "response": started},
+        {"type": "response.in_progress", "response": started},
         *(event for index, item in enumerate(turn.items()) for event in _item_events(item, index)),
         {"type": f"response.{whole['status']}", "response": whole},
     ]

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the page: a browser, an agent that plays what a test writes."""
+"""Fixtures of the tests of the page: a browser, and an agent with a script."""
 
 import threading
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def page(browser: Browser) -> Iterator[Page]:
 
 
 @pytest.fixture(scope="module")
-def theatre() -> Iterator[Stage]:
+def shared() -> Iterator[Stage]:
     stage = Stage()
     server = untraced_server()
     server.stream()(stage.answer)
@@ -32,10 +32,10 @@ def theatre() -> Iterator[Stage]:
 
 
 @pytest.fixture
-def stage(theatre: Stage) -> Stage:
-    """The module's agent, with nothing to play but a greeting."""
-    theatre.steps, theatre.requests, theatre.closed = ["Hello"], [], threading.Event()
-    return theatre
+def stage(shared: Stage) -> Stage:
+    """The agent of the module, reset to a greeting."""
+    shared.steps, shared.requests, shared.closed = ["Hello"], [], threading.Event()
+    return shared
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What the tests of the page share: an agent to write for, and a person's steps."""
+"""Helpers of the tests of the page: a scripted agent, and the actions of a user."""
 
 import asyncio
 import threading
@@ -15,9 +15,13 @@ UNTRACED = {"AGENT_KIT_MLFLOW_TRACING": "false"}
 
 @dataclass
 class Stage:
-    """An agent that plays what a test writes for it.
+    """An agent that follows the script of a test.
 
-    steps: texts, events, an event of `threading` to wait for, or an exception to raise.
+    Attributes:
+        steps: Texts, events, an event of `threading` to wait for, or an exception to raise.
+        requests: The received requests.
+        closed: An event that is set when the generator of the agent is closed.
+        url: The URL of its server.
     """
 
     steps: list[Any] = field(default_factory=lambda: ["Hello"])
@@ -39,7 +43,7 @@ class Stage:
             self.closed.set()
 
     def texts(self) -> list[str]:
-        """What the last request said, message by message."""
+        """Return the text of each message in the last request."""
         return [text_of(item) for item in self.requests[-1].input if "content" in item]
 
 
@@ -58,7 +62,7 @@ def untraced_server(task: str = "agent/v1/responses", **environ: str) -> AgentSe
     return create_server(task, settings=load_settings(environ=UNTRACED | given))
 
 
-# What a person does ---------------------------------------------------------------------------
+# Actions of a user ----------------------------------------------------------------------------
 
 
 def visit(page: Page, url: str) -> None:
@@ -76,7 +80,7 @@ def answer(page: Page) -> Locator:
 
 
 def expect_end(page: Page) -> None:
-    """Wait until the last answer is over: the button sends again."""
+    """Wait until the last answer is complete: the button sends again."""
     expect(page.get_by_role("button", name="Send", exact=True)).to_be_attached()
     expect(answer(page).locator(".bar")).to_be_attached()
 

@@ -1,9 +1,9 @@
-"""A real PostgreSQL server for the tests: Debian's package, in a folder that is thrown away.
+"""A real PostgreSQL server for the tests: Debian's package, in a temporary folder.
 
     with PostgresServer() as server:
         url = server.new_database()
 
-It listens on a socket in its folder alone, and does not protect its data from a power cut.
+It listens only on a socket in its folder, and does not protect its data from a power cut.
 """
 
 import itertools
@@ -23,7 +23,7 @@ HASTY = ("fsync=off", "full_page_writes=off", "listen_addresses=''", "max_connec
 
 
 def _commands() -> Path:
-    """The folder of PostgreSQL's commands, which Debian keeps off the path."""
+    """The folder of PostgreSQL's commands, which Debian does not add to the path."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     on_path = shutil.which("initdb")
     require(found or on_path, "PostgreSQL")
@@ -59,7 +59,7 @@ class PostgresServer:
         return self
 
     def _run(self, command: str, *arguments: str | Path) -> None:
-        # The output goes to a file: the server inherits it and would keep a pipe open.
+        # The output goes to a file: the server inherits it and would hold a pipe open.
         with self._log.open("ab") as log:
             subprocess.run(
                 [self._commands / command, "-D", self._folder / "data", *arguments],

@@ -1,4 +1,4 @@
-"""An agent of the tests' own, composed as the default one: a model, `python_exec`, the loop."""
+"""An agent for tests, composed as the default one: a model, `python_exec`, the loop."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -16,7 +16,7 @@ APP = "from support.python_agent import python_agent\n\napp = python_agent().app
 
 
 def python_agent(settings: Settings | None = None) -> AgentServer:
-    """Return a server with the agent, under `settings` or those of the environment as it is."""
+    """Return a server with the agent, with `settings` or those of the environment."""
     server = create_server("agent/v1/responses", settings=settings or load_settings())
     model = create_model(server.settings)
 

@@ -9,7 +9,7 @@ from support.environment import PROJECT, unmeasured
 from support.guards import NetworkGuard, clean_environment, no_leaks
 
 COPIED = ("nbs", "evals", "pyproject.toml", "settings.ini")
-# The shell that runs the cells keeps its event loop, and with it the threads of `to_thread`.
+# The shell that runs the cells retains its event loop, and with it the threads of `to_thread`.
 SHELL_THREADS = ("CaptureShell", "asyncio_")
 
 
@@ -30,11 +30,11 @@ def run_notebook(notebook: str, folder: Path) -> None:
         timeout=240,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    assert _files(folder) == before, "the notebook left files behind"
+    assert _files(folder) == before, "the notebook has added or removed files"
 
 
 def _files(project: Path) -> set[Path]:
-    """What a notebook may not leave: all but caches and the kit's own folder."""
+    """Return the files of a project, except caches and the kit's own folder."""
     passing = {"__pycache__", ".agent_kit"}
     return {path for path in project.rglob("*") if not passing.intersection(path.parts)}
 
@@ -42,7 +42,7 @@ def _files(project: Path) -> set[Path]:
 def main(notebook: Path) -> int:
     """Run the cells of a notebook in this process; return the exit code."""
     clean_environment()
-    # Imported when the environment is clean: nbdev imports much that reads it.
+    # Imported after the environment is cleaned, since modules that nbdev imports read it.
     from nbdev.test import test_nb as run_cells
 
     network = NetworkGuard()

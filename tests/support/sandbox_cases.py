@@ -92,7 +92,7 @@ _NUMBERS = {  # (x86-64, 64-bit ARM) of calls that must be refused
 
 @dataclass(frozen=True)
 class World:
-    """What an attack finds on the host."""
+    """The files and listeners on the host that an attack may reach."""
 
     folder: Path
     victim: Path
@@ -100,7 +100,7 @@ class World:
     before: tuple
 
     def look(self) -> tuple:
-        """All facts about the files that an attack could change."""
+        """Return the state of all files that an attack could change."""
         facts = [
             (path.name, path.read_bytes() if path.is_file() else b"", os.lstat(path)[:7],
              os.lstat(path).st_mtime_ns, os.listxattr(path, follow_symlinks=False))
@@ -110,7 +110,7 @@ class World:
         return tuple(facts)
 
     def program(self, attack: str) -> str:
-        """The attack as a program, aimed at this world."""
+        """Return the program of an attack on this world."""
         column = {name: numbers[COLUMN] for name, numbers in _NUMBERS.items()}
         values = {
             "victim": self.victim,
@@ -129,7 +129,7 @@ class World:
         return program
 
     def damage(self) -> list[str]:
-        """What an attack has changed."""
+        """Return what an attack has changed."""
         found = [] if self.look() == self.before else [f"files changed: {self.look()}"]
         for listener in self.listeners:
             with suppress(BlockingIOError):
@@ -160,7 +160,7 @@ def world() -> Iterator[World]:
 
 
 def attack(name: str, engine: str, world: World) -> tuple[Execution, list[str]]:
-    """Run one attack; return its result and everything that it achieved."""
+    """Run one attack; return its result and its effects."""
     execution = run_python(world.program(ATTACKS[name]), Limits(wall_seconds=30), engine=engine)
     text = execution.text
     found = [line for line in text.splitlines() if "ESCAPED" in line or SECRET in line]

@@ -12,7 +12,7 @@ UNTRACED = {"AGENT_KIT_MLFLOW_TRACING": "false"}
 
 
 def make_server(**environ: str) -> AgentServer:
-    """Return a server whose agent answers with the number of its input items, or obeys the text."""
+    """Return a server whose agent returns the number of its input items, or follows a command."""
     server = create_server(settings=load_settings(environ=UNTRACED | environ))
 
     @server.stream()

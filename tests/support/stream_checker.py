@@ -3,7 +3,8 @@
 Every event is validated against the openai SDK's own types, every stream against the ordering rules
 of the Responses API and, last, against the SDK's stream helper. Use `check_sse` for the bytes of an
 answer, `check_stream` for a list of events, `check_response` for a Response alone. Each raises
-`BrokenStream` with a message that names the rule; the first two return what they have read.
+`BrokenStream` with a message that names the rule. `check_sse` returns the events, the other two
+return the Response.
 """
 
 import json
@@ -122,7 +123,7 @@ def check_response(response: Mapping[str, Any]) -> Mapping[str, Any]:
 # Items
 
 NEVER_IN_PROGRESS = ("program_output", "apply_patch_call_output")
-GROWING = {
+STREAMED_FIELDS = {
     "function_call": ("response.function_call_arguments", "arguments"),
     "mcp_call": ("response.mcp_call_arguments", "arguments"),
     "custom_tool_call": ("response.custom_tool_call_input", "input"),
@@ -166,7 +167,7 @@ def _known_items(response: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _without_extensions(event: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return an event as far as the SDK's types can know it."""
+    """Return an event without the items of extensions, which the SDK's types do not support."""
     if "item" in event and _is_extension(event["item"]):
         return None
     if "response" in event and (known := _known_items(event["response"])) != event["response"]:
@@ -180,7 +181,7 @@ def _identity(item: Mapping[str, Any]) -> tuple[object, ...]:
 
 @dataclass
 class _Text:
-    """A text that grows: a part, or what a call is given."""
+    """A streamed text: a part, or the arguments of a call."""
 
     kind: str
     value: str = ""
@@ -194,7 +195,7 @@ class _OpenItem:
     item: Mapping[str, Any]
     parts: dict[str, list[_Text]] = field(default_factory=lambda: {"content": [], "summary": []})
     text: _Text | None = None
-    steps: list[str] = field(default_factory=list)  # of its progress
+    steps: list[str] = field(default_factory=list)  # of progress
     done: Mapping[str, Any] | None = None
 
 
@@ -209,7 +210,7 @@ class StreamChecker:
         self.items: list[_OpenItem] = []
         self.response: Mapping[str, Any] | None = None
         self.ended = False
-        self._extended = False  # the SDK's helper does not know the items of extensions
+        self._extended = False  # the SDK's helper does not support extensions
         self._helper: ResponseStreamState[Any] = ResponseStreamState(
             input_tools=omit, text_format=omit
         )
@@ -237,7 +238,7 @@ class StreamChecker:
             self._feed_helper(event)
 
     def finish(self) -> Mapping[str, Any]:
-        """Check that the stream has come to its end; return the final Response."""
+        """Check that the stream has ended; return the final Response."""
         _expect(self.ended, "a stream ends with completed, failed or incomplete")
         assert self.response is not None
         return self.response
@@ -252,7 +253,7 @@ class StreamChecker:
             "response.output_item": self._on_item,
             **dict.fromkeys(PART_EVENTS, self._on_part),
             **dict.fromkeys(TEXT_EVENTS, self._on_text),
-            **dict.fromkeys((name for name, _ in GROWING.values()), self._on_growing),
+            **dict.fromkeys((name for name, _ in STREAMED_FIELDS.values()), self._on_field),
             "response.output_text.annotation": self._on_annotation,
         }
         handlers.get(name, self._on_progress)(name, step, event)
@@ -331,13 +332,13 @@ class StreamChecker:
                 _expect(other.item["id"] != item["id"], "item ids are unique", item)
                 same_call = _call(other.item) is not None and _call(other.item) == _call(item)
                 _expect(not same_call, "call ids are unique", item)
-            self._check_beginning(item)
+            self._check_start(item)
             self.items.append(_OpenItem(item))
         else:
             self._check_done(self._item(event), item)
 
     @staticmethod
-    def _check_beginning(item: Mapping[str, Any]) -> None:
+    def _check_start(item: Mapping[str, Any]) -> None:
         if _is_extension(item):
             return
         if (
@@ -352,8 +353,12 @@ class StreamChecker:
         ):
             if item["type"] == kind:
                 _expect(not item.get(name), "an item begins without parts", item)
-        if item["type"] in GROWING:
-            _expect(not item.get(GROWING[item["type"]][1]), "a call begins without arguments", item)
+        if item["type"] in STREAMED_FIELDS:
+            _expect(
+                not item.get(STREAMED_FIELDS[item["type"]][1]),
+                "a call begins without arguments",
+                item,
+            )
 
     @staticmethod
     def _check_done(opened: _OpenItem, item: Mapping[str, Any]) -> None:
@@ -382,13 +387,13 @@ class StreamChecker:
                 _expect(
                     (item.get(home) or []) == parts, "an item has the parts as done", item, parts
                 )
-        if item["type"] in GROWING:
+        if item["type"] in STREAMED_FIELDS:
             text = opened.text
             if item["type"] in ("function_call", "mcp_call"):
                 _expect(text and text.complete, "arguments are done before their call", item)
             if text:
                 _expect(text.complete, "a text is done before its item", item)
-                value = item.get(GROWING[item["type"]][1])
+                value = item.get(STREAMED_FIELDS[item["type"]][1])
                 _expect(value == text.value, "a call has the sum of its deltas", item, text.value)
         if item["type"] == "mcp_call":
             _check_hosted(item, opened.steps)
@@ -433,7 +438,9 @@ class StreamChecker:
         _expect(text.part is None, "nothing is said of a part that is done", event)
         return text
 
-    def _grow(self, text: _Text, step: str, event: Mapping[str, Any], field_name: str) -> None:
+    def _accumulate(
+        self, text: _Text, step: str, event: Mapping[str, Any], field_name: str
+    ) -> None:
         _expect(not text.complete, "nothing is said of a text that is done", event)
         if step == "delta":
             text.value += event["delta"]
@@ -447,7 +454,7 @@ class StreamChecker:
         summary = part_type == "summary_text"
         home, index_name = ("summary", "summary_index") if summary else ("content", "content_index")
         text = self._open_text(self._item(event), home, part_type, event, index_name)
-        self._grow(text, step, event, field_name)
+        self._accumulate(text, step, event, field_name)
 
     def _on_annotation(self, _: str, step: str, event: Mapping[str, Any]) -> None:
         _expect(step == "added", "annotations are only added", event)
@@ -456,14 +463,14 @@ class StreamChecker:
         _expect(index == len(text.annotations), "annotation_index counts the annotations", event)
         text.annotations.append(event["annotation"])
 
-    def _on_growing(self, name: str, step: str, event: Mapping[str, Any]) -> None:
+    def _on_field(self, name: str, step: str, event: Mapping[str, Any]) -> None:
         item = self._item(event)
-        stream, field_name = GROWING.get(item.item["type"], ("", ""))
+        stream, field_name = STREAMED_FIELDS.get(item.item["type"], ("", ""))
         _expect(stream == name, "an event fits the type of its item", event, item.item)
         if name == "response.mcp_call_arguments":
             _expect(item.steps == ["in_progress"], "arguments come while in progress", event)
         item.text = item.text or _Text(item.item["type"])
-        self._grow(item.text, step, event, field_name)
+        self._accumulate(item.text, step, event, field_name)
 
     def _on_progress(self, name: str, step: str, event: Mapping[str, Any]) -> None:
         if "output_index" not in event:
@@ -479,13 +486,13 @@ class StreamChecker:
 
 
 def _check_hosted(item: Mapping[str, Any], steps: list[str]) -> None:
-    """Check the end of a call which the server has run."""
-    status, told = item["status"], (item.get("output"), item.get("error"))
+    """Check the end of a call that the server has run."""
+    status, results = item["status"], (item.get("output"), item.get("error"))
     if status in ("completed", "failed"):
         _expect(steps == ["in_progress", status], "a hosted call ends as its steps say", item)
     if item["server_label"] != "agent_kit":
-        return  # an agent's own item, with as much as the agent knows
-    has_result = (told[0] is not None, told[1] is not None)
+        return  # an agent's own item, whose result is optional
+    has_result = (results[0] is not None, results[1] is not None)
     expected = {"completed": (True, False), "failed": (False, True)}.get(status, (False, False))
     _expect(has_result == expected, "a hosted call has the result that its status says", item)
 

@@ -22,7 +22,7 @@ def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(tmp_path: Path, mlflow_database: Path) -> Iterator[Settings]:
-    """A new project; at the end its drain must have ended."""
+    """A new project, whose drain must have ended at the end."""
     shutil.copy(mlflow_database, tmp_path)
     (tmp_path / "settings.ini").touch()
     yield load_settings(tmp_path, environ={})

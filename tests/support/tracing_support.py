@@ -54,7 +54,7 @@ def drains(settings: Settings) -> list[psutil.Process]:
 
 @contextmanager
 def no_drain(settings: Settings) -> Iterator[None]:
-    """Hold the lock of the drain, so that no process starts one, which saves seconds."""
+    """Hold the lock of the drain, so that no process starts one; this saves seconds."""
     settings.mlflow.spool_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (settings.mlflow.spool_dir / "drain.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,6 +1,6 @@
-"""A scripted agent server for the chat page: it cuts connections, redirects and forgets on demand.
+"""A scripted agent server for the chat page: it cuts connections and redirects on demand.
 
-It also keeps background runs, so that picking an answer up again can be tested.
+It also stores background runs, so that resuming a response can be tested.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ CUT = object()
 
 
 class ConnectionCut(Exception):
-    """Ends a response in the middle, as a proxy does that has lost patience."""
+    """Ends a response in the middle, as a proxy does after its timeout."""
 
 
 def frame(event: dict[str, Any]) -> bytes:
@@ -41,7 +41,7 @@ def frame(event: dict[str, Any]) -> bytes:
 
 @dataclass
 class Run:
-    """A background run: what it has sent so far, and the connections to cut."""
+    """A background run: the frames it has sent so far, and the number of connections to cut."""
 
     id: str
     frames: list[bytes] = field(default_factory=list)
@@ -52,9 +52,10 @@ class Run:
 
 @dataclass
 class StandIn:
-    """What the server says, and what it has been asked.
+    """The script of the server, and the requests it has received.
 
-    script: the steps of the next answers, in the order of the requests; the last one stays.
+    Attributes:
+        script: The steps of the next responses, in the order of requests; the last one repeats.
     """
 
     script: list[list[Any]] = field(default_factory=list)
@@ -69,7 +70,7 @@ class StandIn:
     url: str = ""
 
     def answer(self, *steps: Any) -> None:
-        """Let the next request be answered by these steps."""
+        """Answer the next requests with these steps."""
         self.script = [list(steps)]
 
     def _next_steps(self) -> list[Any]:
@@ -110,7 +111,7 @@ class StandIn:
         try:
             async for step in steps:
                 if step is CUT:
-                    await asyncio.sleep(0.1)  # What was sent before shall arrive.
+                    await asyncio.sleep(0.1)  # The earlier frames must arrive.
                     raise ConnectionCut
                 yield step if isinstance(step, bytes) else frame(step)
         except asyncio.CancelledError:
@@ -159,7 +160,7 @@ class StandIn:
     async def show_info(self, request: Request) -> Response:
         return JSONResponse(self.info)
 
-    async def take_feedback(self, request: Request) -> Response:
+    async def receive_feedback(self, request: Request) -> Response:
         if self.refuse_feedback:
             return JSONResponse({"error": {"message": "MLflow does not answer."}}, 503)
         return JSONResponse({})
@@ -179,7 +180,7 @@ class Page(StaticFiles):
 def _application(stand_in: StandIn, prefix: str) -> Starlette:
     routes = [
         Route("/agent/info", stand_in.show_info),
-        Route("/agent/feedback", stand_in.take_feedback, methods=["POST"]),
+        Route("/agent/feedback", stand_in.receive_feedback, methods=["POST"]),
         Route("/v1/responses", stand_in.respond, methods=["POST"]),
         Route("/v1/responses/{id}", stand_in.resume),
         Route("/v1/responses/{id}/cancel", stand_in.cancel, methods=["POST"]),
@@ -193,7 +194,7 @@ def _application(stand_in: StandIn, prefix: str) -> Starlette:
 
 @contextmanager
 def serve_app(app: Any) -> Iterator[str]:
-    """Run an ASGI application on a free port and give its URL."""
+    """Run an ASGI application on a free port and yield its URL."""
     config = uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="stand-in")
@@ -211,7 +212,7 @@ def serve_app(app: Any) -> Iterator[str]:
 
 @contextmanager
 def stand_in_server(prefix: str = "") -> Iterator[StandIn]:
-    """Run a stand-in on a free port; `url` is where its page is."""
+    """Run a stand-in on a free port; `url` is the address of its page."""
     stand_in = StandIn()
     with serve_app(_application(stand_in, prefix)) as url:
         stand_in.url = f"{url}{prefix}/"

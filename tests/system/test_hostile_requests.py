@@ -1,4 +1,4 @@
-"""Hostile bodies, on every path: each is refused in the one form, by name, and nothing breaks."""
+"""Hostile request bodies on every path: each error names the field, and nothing breaks."""
 
 import asyncio
 import json
@@ -44,7 +44,7 @@ SMALL = {"AGENT_KIT_SERVER_MAX_BODY_BYTES": "100000"}
 
 
 def refused(answer: httpx2.Response, status: int = 400) -> dict[str, Any]:
-    """Check the form of an error and return it."""
+    """Check the format of an error and return it."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json"
     error = answer.json()["error"]
@@ -83,11 +83,11 @@ NOT_JSON = {
 
 @each_path
 @pytest.mark.parametrize("body", NOT_JSON.values(), ids=NOT_JSON)
-def test_what_is_no_json_object_is_refused(url, path, body):
+def test_a_body_that_is_not_a_json_object_is_refused(url, path, body):
     assert refused(httpx2.post(url + path, content=body, headers=JSON))["param"] == "body"
 
 
-def test_a_byte_order_mark_is_called_by_its_name(url):
+def test_the_error_names_a_byte_order_mark(url):
     body = b'\xef\xbb\xbf{"input": "Hi"}'
     error = refused(httpx2.post(f"{url}/v1/responses", content=body, headers=JSON))
     assert "byte order mark" in error["message"]
@@ -120,7 +120,7 @@ def test_a_wrong_field_is_named(url, path, body, param):
 
 
 @each_path
-def test_what_looks_like_a_key_told_twice_is_taken(url, path):
+def test_text_that_looks_like_a_duplicate_key_is_accepted(url, path):
     text = json.dumps({"a": 1, "b": '"a": "a": '})
     body = {PATHS[path]: [{"role": "user", "content": text}], "metadata": {"b": '"b": '}}
     assert httpx2.post(url + path, json=body).status_code == 200
@@ -128,7 +128,7 @@ def test_what_looks_like_a_key_told_twice_is_taken(url, path):
 
 @each_path
 @pytest.mark.parametrize("media_type", ["text/plain", "application/jsonx", "multipart/json", ""])
-def test_only_json_is_taken(url, path, media_type):
+def test_only_json_is_accepted(url, path, media_type):
     headers = {"content-type": media_type}
     error = refused(httpx2.post(url + path, content=b"{}", headers=headers), 415)
     assert error["param"] == "Content-Type"
@@ -153,7 +153,7 @@ def test_a_whole_raw_stream_is_valid(url, path):
 
 
 @pytest.mark.parametrize("end", [b"", b"\r\n\r\n", b"{", b"\x00" * 50])
-def test_a_broken_connection_harms_nobody(url, end):
+def test_a_broken_connection_affects_no_other_client(url, end):
     address = urlsplit(url)
     with closing(socket.create_connection((address.hostname, address.port), 10)) as connection:
         head = b"POST /invocations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n"
@@ -161,10 +161,10 @@ def test_a_broken_connection_harms_nobody(url, end):
     assert httpx2.get(f"{url}/health").status_code == 200
 
 
-# Failures while it streams --------------------------------------------------------------------
+# Failures during a stream ---------------------------------------------------------------------
 
 
-def test_a_failure_after_the_first_event_ends_the_stream_well(caplog):
+def test_a_failure_after_the_first_event_ends_the_stream_validly(caplog):
     server = create_server(settings=load_settings(environ=UNTRACED))
 
     @server.stream()
@@ -183,13 +183,13 @@ def test_a_failure_after_the_first_event_ends_the_stream_well(caplog):
     assert "differs from the sum" in caplog.text
 
 
-# Clients that go away, and slow ones ----------------------------------------------------------
+# Clients that disconnect, and slow clients ----------------------------------------------------
 
 
 @pytest.mark.parametrize("sync", [False, True], ids=["async", "sync"])
-def test_a_client_that_goes_away_is_noticed_at_once(sync):
+def test_a_client_that_disconnects_is_noticed_at_once(sync):
     server = create_server(settings=load_settings(environ=UNTRACED))
-    begun, ended = threading.Event(), threading.Event()
+    started, ended = threading.Event(), threading.Event()
     closed_at: list[float] = []
 
     def note_end() -> None:
@@ -199,7 +199,7 @@ def test_a_client_that_goes_away_is_noticed_at_once(sync):
     def waits(request):
         try:
             while True:
-                begun.set()
+                started.set()
                 time.sleep(0.02)
                 yield "again "
         finally:
@@ -207,7 +207,7 @@ def test_a_client_that_goes_away_is_noticed_at_once(sync):
 
     async def waits_async(request):
         try:
-            begun.set()
+            started.set()
             yield "once"
             await asyncio.sleep(60)
         finally:
@@ -219,14 +219,14 @@ def test_a_client_that_goes_away_is_noticed_at_once(sync):
             "POST", f"{url}/v1/responses", json={"input": "Hi", "stream": True}, timeout=30
         ) as response:
             assert any("output_text.delta" in line for line in response.iter_lines())
-            assert begun.wait(60)
+            assert started.wait(60)
         gone_at = time.monotonic()
-        assert ended.wait(5), "the agent goes on for nobody"
+        assert ended.wait(5), "the agent continues without a client"
     assert closed_at[0] - gone_at < 5
 
 
 def test_a_slow_reader_makes_the_agent_wait():
-    # A stored answer is written to the store, and waits for that instead.
+    # A stored response is written to the store, and waits for that instead.
     server = create_server(settings=load_settings(environ=UNTRACED))
     produced = 0
 
@@ -250,7 +250,7 @@ def test_a_slow_reader_makes_the_agent_wait():
             while not produced or before != produced:
                 before = produced
                 time.sleep(0.3)
-            assert produced < 3_000, "30 MB went out though nobody read"
+            assert produced < 3_000, "30 MB were sent although no client read them"
 
 
 def test_a_chat_stream_of_the_same_server_ends_with_done(url):

@@ -39,7 +39,7 @@ class Weather(BaseModel):
 
 @pytest.fixture(scope="module")
 def closed() -> threading.Event:
-    """Set when the agent is left before its answer is complete."""
+    """Set when the client disconnects before the response is complete."""
     return threading.Event()
 
 
@@ -53,7 +53,7 @@ def url(closed: threading.Event, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture
 def default_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An agent with `python_exec`, with nothing configured."""
+    """The URL of an agent with `python_exec` and default settings."""
     monkeypatch.setenv("AGENT_KIT_MLFLOW_TRACING", "false")
     with python_agent().serve() as url:
         yield url
@@ -125,7 +125,7 @@ def test_openai_chat_stream_helper_adds_up_tool_calls(client):
     assert answer.choices[0].message.content == "The tools say: sunny, sunny"
 
 
-def test_openai_chat_parses_a_form(client):
+def test_openai_chat_parses_structured_output(client):
     answer = client.chat.completions.parse(
         model="agent", messages=asked("As an object"), response_format=Weather
     )
@@ -167,7 +167,7 @@ def test_openai_chat_refusals_name_the_parameter(client, more, param):
     assert caught.value.param == param
 
 
-def test_openai_chat_errors_keep_their_status(client, caplog):
+def test_openai_chat_errors_retain_their_status(client, caplog):
     with pytest.raises(openai.APIStatusError) as caught:
         client.chat.completions.create(model="agent", messages=asked("Fail"))
     assert caught.value.status_code == 418
@@ -191,7 +191,7 @@ def test_openai_async_chat_and_responses_answer(url):
     assert kinds[-1] == "response.completed"
 
 
-def test_openai_leaving_a_stream_closes_the_agent(client, closed):
+def test_openai_closing_a_stream_closes_the_agent(client, closed):
     closed.clear()
     stream = client.chat.completions.create(model="agent", messages=asked("Never end"), stream=True)
     next(iter(stream))
@@ -199,7 +199,7 @@ def test_openai_leaving_a_stream_closes_the_agent(client, closed):
     assert closed.wait(5)
 
 
-# The openai client, responses and the other addresses ------------------------------------------
+# The openai client, responses and the other endpoints ------------------------------------------
 
 
 def test_openai_responses_run_a_tool_loop(client):
@@ -216,7 +216,7 @@ def test_openai_responses_run_a_tool_loop(client):
     assert last.output_text == "The tools say: sunny, sunny"
 
 
-def test_openai_responses_parse_a_form(client):
+def test_openai_responses_parse_structured_output(client):
     parsed = client.responses.parse(model="agent", input="As an object", text_format=Weather)
     assert parsed.output_parsed == Weather(city="Paris", degrees=21)
 
@@ -227,7 +227,7 @@ def test_openai_finds_the_agent_among_the_models(client):
 
 
 @pytest.mark.parametrize("base", ["", "/api", "/api/v1"])
-def test_openai_takes_every_base_url(url, base):
+def test_openai_accepts_every_base_url(url, base):
     with OpenAI(base_url=url + base, api_key="any", max_retries=0) as client:
         assert client.responses.create(model="agent", input="Hi").output_text
         answer = client.chat.completions.create(model="agent", messages=asked("Hi"))
@@ -254,7 +254,7 @@ def test_openai_continues_and_retrieves_a_stored_response(client):
         client.responses.retrieve(first.id)
 
 
-def test_openai_reads_a_stored_stream_again_from_where_it_was(client):
+def test_openai_resumes_a_stored_stream_after_an_event(client):
     with client.responses.stream(model="agent", input="Hi") as stream:
         events = list(stream)
     response_id = events[-1].response.id
@@ -267,28 +267,28 @@ def test_openai_reads_a_stored_stream_again_from_where_it_was(client):
 
 def test_openai_polls_follows_and_cancels_a_background_response(client, closed):
     closed.clear()
-    begun = client.responses.create(model="agent", input="Never end", background=True)
-    assert begun.status in ("queued", "in_progress")
-    for event in client.responses.retrieve(begun.id, stream=True):
+    started = client.responses.create(model="agent", input="Never end", background=True)
+    assert started.status in ("queued", "in_progress")
+    for event in client.responses.retrieve(started.id, stream=True):
         if event.type == "response.output_text.delta":
             break
-    assert client.responses.cancel(begun.id).status == "cancelled"
+    assert client.responses.cancel(started.id).status == "cancelled"
     assert closed.wait(5)
-    assert client.responses.retrieve(begun.id).status == "cancelled"
+    assert client.responses.retrieve(started.id).status == "cancelled"
 
 
 # The OpenAI Agents SDK -------------------------------------------------------------------------
 
 
 def agents_run(url: str, api: str, question: str, streamed: bool, **more: Any) -> Any:
-    """The result of a run of the Agents SDK with a tool of its own, and what the tool was asked."""
+    """Run the Agents SDK with one tool; return the result, the events and the tool's arguments."""
     import agents
 
     cities: list[str] = []
 
     @agents.function_tool
     def get_weather(city: str) -> str:
-        """Tell the weather of a city."""
+        """Return the weather of a city."""
         cities.append(city)
         return f"sunny in {city}"
 
@@ -332,7 +332,7 @@ def test_agents_sdk_runs_its_tools(url, api, streamed):
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["plain", "streamed"])
-def test_agents_sdk_takes_the_agents_own_calls_for_run(default_url, streamed):
+def test_agents_sdk_treats_the_agents_own_calls_as_completed(default_url, streamed):
     result, _, cities = agents_run(default_url, "responses", "What is 17*23?", streamed)
     assert "391" in result.final_output
     assert cities == []
@@ -341,7 +341,7 @@ def test_agents_sdk_takes_the_agents_own_calls_for_run(default_url, streamed):
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["plain", "streamed"])
-def test_agents_sdk_runs_its_tools_beside_the_agents_own(url, streamed):
+def test_agents_sdk_runs_its_tools_alongside_the_agents_own(url, streamed):
     asked = "Compute and tell the weather in Paris"
     result, _, cities = agents_run(url, "responses", asked, streamed)
     assert cities == ["Paris"]
@@ -349,7 +349,7 @@ def test_agents_sdk_runs_its_tools_beside_the_agents_own(url, streamed):
 
 
 @pytest.mark.parametrize("api", ["responses", "chat"])
-def test_agents_sdk_hands_over_its_instructions_and_a_form(url, api):
+def test_agents_sdk_passes_its_instructions_and_an_output_type(url, api):
     result, _, _ = agents_run(url, api, "Repeat", False)
     assert "Be brief." in result.final_output
     result, _, _ = agents_run(url, api, "As an object", False, output_type=Weather)
@@ -357,7 +357,7 @@ def test_agents_sdk_hands_over_its_instructions_and_a_form(url, api):
 
 
 def agents_ask(url: str, questions: list[str], **more: Any) -> list[str]:
-    """What an agent of the SDK answers to one question after another."""
+    """Return the responses of an SDK agent to consecutive prompts."""
     import agents
 
     async def run() -> list[str]:
@@ -421,44 +421,44 @@ def test_vercel_ai_sdk(url, api, closed, caplog):
         timeout=60,
     )
     assert run.returncode == 0, run.stderr
-    told = json.loads(run.stdout)
+    report = json.loads(run.stdout)
     both = "The tools say: sunny in Paris, sunny in Rome"
     weather = {"city": "Paris", "degrees": 21}
-    assert told["text"]["text"] == told["stream"]["text"] == "Hello from the agent"
-    assert told["text"]["usage"]["totalTokens"] == 18
-    assert told["text"]["finishReason"] == told["stream"]["finishReason"] == "stop"
-    assert len(told["stream"]["pieces"]) == 4
-    assert told["conversation"]["text"] == (
+    assert report["text"]["text"] == report["stream"]["text"] == "Hello from the agent"
+    assert report["text"]["usage"]["totalTokens"] == 18
+    assert report["text"]["finishReason"] == report["stream"]["finishReason"] == "stop"
+    assert len(report["stream"]["pieces"]) == 4
+    assert report["conversation"]["text"] == (
         "system: Be brief. | user: My name is Ada. | assistant: Hello Ada. "
         "| user: Repeat the conversation"
     )
-    assert told["picture"]["text"] == "input_text, input_image"
-    assert told["tools"] == {
+    assert report["picture"]["text"] == "input_text, input_image"
+    assert report["tools"] == {
         "asked": ["Paris", "Rome"],
         "text": both,
         "steps": ["tool-calls", "stop"],
     }
-    assert told["streamed_tools"]["asked"] == ["Paris", "Rome"]
-    assert told["streamed_tools"]["text"] == both
-    assert {"tool-call", "tool-result", "text-delta"} <= set(told["streamed_tools"]["kinds"])
-    check_own_tools(told["own_tools"], told["streamed_own_tools"], api)
-    assert told["chosen_tool"] == {"calls": ["get_weather"], "asked": ["Paris"]}
-    assert told["object"] == {"object": weather}
-    assert told["streamed_object"]["object"] == weather
-    assert told["streamed_object"]["partials"] > 1
-    assert told["reasoning"]["text"] == "Hello from the agent"
-    assert ("reasoning-delta" in told["reasoning"]["kinds"]) == (api == "responses")
-    assert told["refused"]["status"] == 418
-    assert told["refused"]["message"] == "I am a teapot."
-    assert told["failed_stream"]["errors"] == ["The model is tired."]
-    assert told["stopped"] == {"last": "abort"}
+    assert report["streamed_tools"]["asked"] == ["Paris", "Rome"]
+    assert report["streamed_tools"]["text"] == both
+    assert {"tool-call", "tool-result", "text-delta"} <= set(report["streamed_tools"]["kinds"])
+    check_own_tools(report["own_tools"], report["streamed_own_tools"], api)
+    assert report["chosen_tool"] == {"calls": ["get_weather"], "asked": ["Paris"]}
+    assert report["object"] == {"object": weather}
+    assert report["streamed_object"]["object"] == weather
+    assert report["streamed_object"]["partials"] > 1
+    assert report["reasoning"]["text"] == "Hello from the agent"
+    assert ("reasoning-delta" in report["reasoning"]["kinds"]) == (api == "responses")
+    assert report["refused"]["status"] == 418
+    assert report["refused"]["message"] == "I am a teapot."
+    assert report["failed_stream"]["errors"] == ["The model is tired."]
+    assert report["stopped"] == {"last": "abort"}
     assert closed.wait(5)
     if api == "responses":
-        check_memory(told)
+        check_memory(report)
 
 
 def check_own_tools(whole: dict, streamed: dict, api: str) -> None:
-    """What the AI SDK says of a tool that the agent has run itself, beside one of the caller's."""
+    """Check the AI SDK's report of a tool that the agent ran, alongside a tool of the caller."""
     assert whole["asked"] == streamed["asked"] == ["Paris"]
     assert whole["invalid"] == streamed["invalid"] == 0
     if api == "chat":
@@ -468,11 +468,11 @@ def check_own_tools(whole: dict, streamed: dict, api: str) -> None:
     assert whole["run"] == streamed["run"] == [["mcp.compute", "391"]]
 
 
-def check_memory(told: dict) -> None:
-    """What the server remembers for the AI SDK, which refers to stored items by their ids."""
+def check_memory(report: dict) -> None:
+    """Check that the AI SDK continues stored conversations and refers to items by their ids."""
     before = "user: My name is Ada. | assistant: Hello from the agent | user: Repeat"
-    assert told["continued"]["text"] == told["conversation_id"]["text"] == before
-    assert told["referred"]["text"] == before.replace("My name is Ada.", "Say hello")
-    assert "item_reference" in told["referred"]["input"]
-    assert told["thought_loop"]["text"] == "The tools say: sunny in Paris"
-    assert told["thought_loop"]["input"][1] == "item_reference"
+    assert report["continued"]["text"] == report["conversation_id"]["text"] == before
+    assert report["referred"]["text"] == before.replace("My name is Ada.", "Say hello")
+    assert "item_reference" in report["referred"]["input"]
+    assert report["thought_loop"]["text"] == "The tools say: sunny in Paris"
+    assert report["thought_loop"]["input"][1] == "item_reference"

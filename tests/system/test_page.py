@@ -1,4 +1,4 @@
-"""The page in a real browser: everything a person does on it."""
+"""The page in a real browser: every action of a user."""
 
 import json
 import threading
@@ -51,7 +51,7 @@ def test_an_agent_answers_with_a_tool(page: Page, monkeypatch: pytest.MonkeyPatc
         expect(answer(page).locator(".metrics")).to_contain_text("total")
 
 
-def test_text_grows_before_the_end(page: Page, stage: Stage) -> None:
+def test_text_streams_before_the_end(page: Page, stage: Stage) -> None:
     go_on = threading.Event()
     stage.steps = ["The first half, ", go_on, "the second half."]
     visit(page, stage.url)
@@ -76,15 +76,15 @@ def test_markdown_tables_and_code_are_shown(page: Page, stage: Stage) -> None:
     expect(answer(page).locator("em")).to_have_text("done")
 
 
-def test_tools_and_thoughts_have_their_place(page: Page, stage: Stage) -> None:
+def test_tools_and_reasoning_have_their_place(page: Page, stage: Stage) -> None:
     go_on = threading.Event()
-    thought = {
+    reasoning = {
         "type": "reasoning",
         "id": "rs_1",
         "summary": [{"type": "summary_text", "text": "Hm."}],
     }
     stage.steps = [
-        {"type": "response.output_item.done", "item": thought},
+        {"type": "response.output_item.done", "item": reasoning},
         call_item("opening_hours", '{"place": "museum"}'),
         go_on,
         result_item('{"open": "10:00"}'),
@@ -112,7 +112,7 @@ def test_tools_and_thoughts_have_their_place(page: Page, stage: Stage) -> None:
     expect(thinking.get_by_text("Hm.")).to_be_visible()
 
 
-def test_a_tool_shows_how_it_ended_and_the_next_question_tells_the_agent(
+def test_a_tool_shows_how_it_ended_and_the_next_question_informs_the_agent(
     page: Page, stage: Stage
 ) -> None:
     failed = result_item("no museum", "call_2")
@@ -154,14 +154,14 @@ def test_stop_closes_the_agents_generator(page: Page, stage: Stage, how: str) ->
     else:
         page.keyboard.press("Escape")
     expect(answer(page).locator(".note")).to_have_text("Stopped")
-    assert stage.closed.wait(50), "the agent goes on"
+    assert stage.closed.wait(50), "the agent continues"
     stage.steps = ["Another one."]
     ask(page, "Another")
     expect(answer(page).locator(".message")).to_have_text("Another one.")
     assert stage.texts() == ["A story", "Once upon a time", "Another"]
 
 
-def test_retry_and_edit_ask_anew(page: Page, stage: Stage) -> None:
+def test_retry_and_edit_ask_again(page: Page, stage: Stage) -> None:
     visit(page, stage.url)
     stage.steps = ["One"]
     ask(page, "First")
@@ -192,7 +192,7 @@ def test_retry_and_edit_ask_anew(page: Page, stage: Stage) -> None:
     expect(answer(page).locator(".message")).to_have_text("Two, better")
 
 
-def test_editing_can_be_given_up(page: Page, stage: Stage) -> None:
+def test_editing_can_be_cancelled(page: Page, stage: Stage) -> None:
     visit(page, stage.url)
     ask(page, "First")
     expect_end(page)
@@ -204,7 +204,7 @@ def test_editing_can_be_given_up(page: Page, stage: Stage) -> None:
     assert len(stage.requests) == 1
 
 
-def test_a_new_chat_begins_and_can_be_undone(page: Page, stage: Stage) -> None:
+def test_a_new_chat_starts_and_can_be_undone(page: Page, stage: Stage) -> None:
     visit(page, stage.url)
     ask(page, "First")
     expect_end(page)
@@ -216,7 +216,7 @@ def test_a_new_chat_begins_and_can_be_undone(page: Page, stage: Stage) -> None:
     expect(page.locator(".turn")).to_have_count(1)
 
 
-def test_a_reload_keeps_the_conversation(page: Page, stage: Stage) -> None:
+def test_a_reload_restores_the_conversation(page: Page, stage: Stage) -> None:
     visit(page, stage.url)
     ask(page, "First")
     expect_end(page)
@@ -227,7 +227,7 @@ def test_a_reload_keeps_the_conversation(page: Page, stage: Stage) -> None:
     assert stage.texts() == ["First", "Hello", "Second"]
 
 
-def test_a_reload_in_the_middle_goes_on_with_the_answer(page: Page, stage: Stage) -> None:
+def test_a_reload_during_a_stream_continues_the_answer(page: Page, stage: Stage) -> None:
     go_on = threading.Event()
     stage.steps = ["The first half, ", go_on, "the second half."]
     visit(page, stage.url)
@@ -243,7 +243,7 @@ def test_a_reload_in_the_middle_goes_on_with_the_answer(page: Page, stage: Stage
     assert len(stage.requests) == 1
 
 
-def test_a_reload_without_a_store_says_what_became_of_the_answer(page: Page) -> None:
+def test_a_reload_without_a_store_reports_an_incomplete_answer(page: Page) -> None:
     stage = Stage(["The first half", threading.Event()])
     server = untraced_server(STORE_URL="none")
     server.stream()(stage.answer)
@@ -405,7 +405,7 @@ def test_earlier_conversations_are_listed_opened_and_deleted(page: Page, stage: 
     expect(drawer).to_be_hidden()
 
 
-def test_the_list_of_conversations_goes_on_behind_one_that_was_deleted(
+def test_the_list_of_conversations_continues_after_one_that_was_deleted(
     page: Page, stage: Stage
 ) -> None:
     made = [
@@ -435,7 +435,7 @@ def open_earlier(page: Page, title: str) -> None:
     page.get_by_role("dialog").get_by_role("button", name=title).first.click()
 
 
-def test_a_second_window_picks_up_the_answer_under_way(
+def test_a_second_window_follows_the_answer_in_progress(
     page: Page, browser: Browser, stage: Stage
 ) -> None:
     go_on = threading.Event()
@@ -474,11 +474,11 @@ def test_a_second_window_can_stop_the_answer(page: Page, browser: Browser, stage
         expect(second.locator(".bubble")).to_have_text(["First", "Second"])
         expect(answer(second).locator(".message")).to_have_text("Half")
         second.get_by_role("button", name="Stop").click()
-        assert stage.closed.wait(50), "the agent goes on"
+        assert stage.closed.wait(50), "the agent continues"
     expect_end(page)
 
 
-def test_the_server_keeps_what_the_page_shows(page: Page, stage: Stage) -> None:
+def test_the_server_stores_what_the_page_shows(page: Page, stage: Stage) -> None:
     stage.steps = ["One"]
     visit(page, stage.url)
     ask(page, "First")
@@ -504,7 +504,7 @@ def test_the_server_keeps_what_the_page_shows(page: Page, stage: Stage) -> None:
     assert stage.texts() == [*whole, "Three", "Fourth"]
 
 
-def test_a_conversation_that_was_deleted_elsewhere_is_begun_again(page: Page, stage: Stage) -> None:
+def test_a_conversation_that_was_deleted_elsewhere_is_recreated(page: Page, stage: Stage) -> None:
     visit(page, stage.url)
     ask(page, "First")
     expect_end(page)
@@ -523,7 +523,7 @@ def test_a_conversation_that_was_deleted_elsewhere_is_begun_again(page: Page, st
 
 @pytest.fixture
 def traced(project: Settings) -> Iterator[str]:
-    """Where an agent answers whose traces are kept."""
+    """The URL of a server whose traces are stored."""
     server = create_server(settings=project)
     server.invoke()(lambda request: "It is 390.")
     with server.serve() as url:
@@ -531,12 +531,12 @@ def traced(project: Settings) -> Iterator[str]:
         assert close_tracing(60)
 
 
-def judge(page: Page, name: str, comment: str) -> str:
-    """Press a thumb and say why; return the trace that holds it."""
-    thumb = answer(page).get_by_role("button", name=name)
+def give_feedback(page: Page, name: str, comment: str) -> str:
+    """Press a feedback button and add a comment; return the id of the trace."""
+    button = answer(page).get_by_role("button", name=name)
     with page.expect_response("**/agent/feedback") as first:
-        thumb.click()
-        expect(thumb).to_have_attribute("aria-pressed", "true")
+        button.click()
+        expect(button).to_have_attribute("aria-pressed", "true")
         page.get_by_label("Comment on the answer").fill(comment)
     with page.expect_response("**/agent/feedback") as second:
         page.get_by_label("Comment on the answer").press("Enter")
@@ -545,36 +545,36 @@ def judge(page: Page, name: str, comment: str) -> str:
     return second.value.json()["trace_id"]
 
 
-def judgements(settings: Settings, trace_id: str) -> list[tuple]:
+def assessments(settings: Settings, trace_id: str) -> list[tuple]:
     from mlflow.tracing.client import TracingClient
 
     info = TracingClient(settings.mlflow.tracking_uri).get_trace_info(trace_id)
     return [(each.value, each.rationale) for each in info.assessments]
 
 
-def test_a_thumb_becomes_an_assessment(page: Page, traced: str, project: Settings) -> None:
+def test_feedback_becomes_an_assessment(page: Page, traced: str, project: Settings) -> None:
     visit(page, traced)
     ask(page, "What is 17*23?")
     expect_end(page)
-    trace_id = judge(page, "Bad answer", "It is 391.")
-    assert judgements(project, trace_id) == [(False, "It is 391.")]
+    trace_id = give_feedback(page, "Bad answer", "It is 391.")
+    assert assessments(project, trace_id) == [(False, "It is 391.")]
     page.reload()
     down = answer(page).get_by_role("button", name="Bad answer")
     expect(down).to_have_attribute("aria-pressed", "true")
 
 
-def test_an_earlier_answer_is_judged(page: Page, traced: str, project: Settings) -> None:
+def test_an_earlier_answer_is_assessed(page: Page, traced: str, project: Settings) -> None:
     visit(page, traced)
     ask(page, "What is 17*23?")
     expect_end(page)
     page.get_by_role("button", name="New chat").click()
     open_earlier(page, "What is 17*23?")
     expect(answer(page).locator(".metrics")).to_contain_text("total")
-    trace_id = judge(page, "Good answer", "Nearly.")
-    assert judgements(project, trace_id) == [(True, "Nearly.")]
+    trace_id = give_feedback(page, "Good answer", "Nearly.")
+    assert assessments(project, trace_id) == [(True, "Nearly.")]
 
 
-def test_a_thumb_that_cannot_be_stored_is_taken_back(page: Page, stand_in: StandIn) -> None:
+def test_feedback_that_cannot_be_stored_is_reverted(page: Page, stand_in: StandIn) -> None:
     delta = {
         "type": "response.output_text.delta",
         "item_id": "m",

@@ -1,4 +1,4 @@
-"""The page under hostile content, with servers that misbehave, on small screens, at full length."""
+"""The page with hostile content, misbehaving servers, small screens and long conversations."""
 
 import json
 import threading
@@ -23,7 +23,7 @@ from support.web_stand_in import CUT, StandIn, login_redirect, serve_app, stand_
 
 pytest_plugins = ["support.page_fixtures"]
 
-# What a model may be talked into writing ------------------------------------------------------
+# Hostile model output -------------------------------------------------------------------------
 
 ATTACKS = [
     "<img src=x onerror=\"window.broken='image'\">",
@@ -74,7 +74,7 @@ def test_hostile_output_is_shown_harmless(page: Page, stage: Stage) -> None:
     assert not [url for url in asked if "evil" in url]
 
 
-def test_hostile_output_is_harmless_while_it_grows(page: Page, stage: Stage) -> None:
+def test_hostile_output_is_harmless_while_it_streams(page: Page, stage: Stage) -> None:
     text = "\n\n".join(ATTACKS)
     stage.steps = [text[i : i + 5] for i in range(0, len(text), 5)]
     visit(page, stage.url)
@@ -83,19 +83,19 @@ def test_hostile_output_is_harmless_while_it_grows(page: Page, stage: Stage) -> 
     expect_harmless(page)
 
 
-def test_hostile_tools_and_thoughts_are_shown_harmless(page: Page, stage: Stage) -> None:
+def test_hostile_tools_and_reasoning_are_shown_harmless(page: Page, stage: Stage) -> None:
     text = "\n\n".join(ATTACKS)
     source = {"type": "url_citation", "url": "javascript:broken=1", "title": "Source"}
     source |= {"start_index": 0, "end_index": 1}
     message = {"type": "message", "role": "assistant", "id": "msg_1", "status": "completed"}
     part = {"type": "output_text", "text": "Read this.", "annotations": [source]}
-    thought = {
+    reasoning = {
         "type": "reasoning",
         "id": "rs_1",
         "summary": [{"type": "summary_text", "text": text}],
     }
     stage.steps = [
-        {"type": "response.output_item.done", "item": thought},
+        {"type": "response.output_item.done", "item": reasoning},
         call_item("<img src=x onerror=broken=1>", json.dumps({"code": text})),
         result_item(text),
         call_item("search", json.dumps({text: text}), "call_2"),
@@ -147,7 +147,7 @@ def test_items_alone_are_an_answer(page: Page, stand_in: StandIn) -> None:
     expect(answer(page).locator(".problem")).to_have_count(0)
 
 
-def test_odd_framing_is_read(page: Page, stand_in: StandIn) -> None:
+def test_unusual_framing_is_read(page: Page, stand_in: StandIn) -> None:
     delta = {
         "type": "response.output_text.delta",
         "item_id": "m",
@@ -156,8 +156,8 @@ def test_odd_framing_is_read(page: Page, stand_in: StandIn) -> None:
     }
     data = json.dumps(delta, ensure_ascii=False).encode()
     whole = b": hello\r\n\r\nretry: 5\r\nevent: x\r\ndata: " + data + b"\r\n\r\n"
-    pieces = [whole[i : i + 3] for i in range(0, len(whole), 3)]
-    stand_in.answer(*pieces, b"data: [DONE]\r\n\r\n")
+    chunks = [whole[i : i + 3] for i in range(0, len(whole), 3)]
+    stand_in.answer(*chunks, b"data: [DONE]\r\n\r\n")
     visit(page, stand_in.url)
     ask(page, "Where?")
     expect(answer(page).locator(".message")).to_have_text("Zürich 🏔")
@@ -230,7 +230,7 @@ def test_problems_are_readable(page: Page, stand_in: StandIn, problem: str) -> N
         expect(answer(page).locator(".message")).to_have_text("Well now.")
 
 
-def test_a_failure_of_the_agent_after_it_began_is_shown(page: Page, stage: Stage, caplog) -> None:
+def test_a_failure_of_the_agent_after_it_started_is_shown(page: Page, stage: Stage, caplog) -> None:
     stage.steps = ["Well, ", RuntimeError("the password is hunter2")]
     visit(page, stage.url)
     ask(page, "Go")
@@ -256,7 +256,7 @@ def test_retry_is_offered_for_the_last_question_alone(page: Page, stage: Stage, 
     expect(retry).to_be_hidden()
 
 
-def test_a_body_over_the_limit_says_so(page: Page) -> None:
+def test_a_body_over_the_limit_is_reported(page: Page) -> None:
     server = untraced_server(SERVER_MAX_BODY_BYTES="1000")
     server.invoke()(lambda request: "answer")
     with server.serve() as url:
@@ -265,7 +265,7 @@ def test_a_body_over_the_limit_says_so(page: Page) -> None:
         expect(answer(page).locator(".problem")).to_contain_text("larger than 1,000 bytes")
 
 
-def test_a_server_that_is_gone_is_missed(page: Page) -> None:
+def test_an_unreachable_server_is_reported(page: Page) -> None:
     with stand_in_server() as stand_in:
         stand_in.answer({**DELTA, "delta": "Hello"}, b"data: [DONE]\n\n")
         visit(page, stand_in.url)
@@ -281,9 +281,9 @@ def test_agents_of_the_chat_tasks_answer(page: Page, task: str) -> None:
     server = untraced_server(task)
 
     @server.stream()
-    async def say(request: Any) -> AsyncIterator[str]:
-        said = [message for message in request.payload()["messages"] if message["role"] == "user"]
-        for word in ("You", " said", f" **{said[-1]['content']}**", f" ({len(said)})"):
+    async def repeat(request: Any) -> AsyncIterator[str]:
+        asked = [message for message in request.payload()["messages"] if message["role"] == "user"]
+        for word in ("You", " said", f" **{asked[-1]['content']}**", f" ({len(asked)})"):
             yield word
 
     with server.serve() as url:
@@ -300,7 +300,7 @@ def test_agents_of_the_chat_tasks_answer(page: Page, task: str) -> None:
 
 
 def background(stand_in: StandIn) -> threading.Event:
-    """Let the next answer be given in the background; return what starts its second half."""
+    """Script a background run; return the event that starts its second half."""
     go_on = threading.Event()
     stand_in.info["features"] = {"background": True}
     end = {"type": "response.completed", "response": {"status": "completed"}}
@@ -308,7 +308,7 @@ def background(stand_in: StandIn) -> threading.Event:
     return go_on
 
 
-def test_a_reload_picks_the_answer_up_again(page: Page, stand_in: StandIn) -> None:
+def test_a_reload_resumes_the_answer(page: Page, stand_in: StandIn) -> None:
     go_on = background(stand_in)
     visit(page, stand_in.url)
     ask(page, "Go")
@@ -323,7 +323,7 @@ def test_a_reload_picks_the_answer_up_again(page: Page, stand_in: StandIn) -> No
     assert stand_in.resumed_after[-1] == 1
 
 
-def test_a_cut_connection_picks_the_answer_up_again(page: Page, stand_in: StandIn) -> None:
+def test_a_cut_connection_resumes_the_answer(page: Page, stand_in: StandIn) -> None:
     go_on = background(stand_in)
     stand_in.script[0].insert(2, CUT)
     visit(page, stand_in.url)
@@ -348,7 +348,7 @@ def test_stop_cancels_a_background_run(page: Page, stand_in: StandIn) -> None:
     go_on.set()
 
 
-# How it looks, and for whom -------------------------------------------------------------------
+# Appearance and accessibility -----------------------------------------------------------------
 
 
 def test_the_settings_name_the_page(page: Page) -> None:
@@ -370,9 +370,9 @@ def test_the_settings_name_the_page(page: Page) -> None:
         assert "🧮" in icon
 
 
-def test_a_page_of_ones_own_reloads_when_it_changes(page: Page, tmp_path) -> None:
-    mine = tmp_path / "index.html"
-    mine.write_text("<!doctype html><html><head><title>One</title></head><body>Mine</body></html>")
+def test_a_custom_page_reloads_when_it_changes(page: Page, tmp_path) -> None:
+    path = tmp_path / "index.html"
+    path.write_text("<!doctype html><html><head><title>One</title></head><body>Mine</body></html>")
     server = untraced_server(SERVER_WEB_DIR=str(tmp_path))
     server.invoke()(lambda request: "answer")
     with server.serve() as url:
@@ -381,7 +381,7 @@ def test_a_page_of_ones_own_reloads_when_it_changes(page: Page, tmp_path) -> Non
         page.wait_for_function(
             "performance.getEntriesByName(location.href + 'agent/page-version').length"
         )
-        mine.write_text(mine.read_text().replace("One", "Two"))
+        path.write_text(path.read_text().replace("One", "Two"))
         expect(page).to_have_title("Two")
 
 
@@ -390,7 +390,7 @@ def test_the_page_works_under_a_prefix(page: Page) -> None:
     server.invoke()(lambda request: "Found.")
 
     async def proxy(scope: Any, receive: Any, send: Any) -> None:
-        """Pass on what is asked for below /agents/sales, as a reverse proxy does."""
+        """Forward requests below /agents/sales, as a reverse proxy does."""
         if scope["type"] == "http":
             path = scope["path"].removeprefix("/agents/sales")
             if path == scope["path"]:
@@ -457,7 +457,7 @@ def test_a_screen_reader_hears_the_finished_answer(page: Page, stage: Stage) -> 
 
 
 def nameless(page: Page) -> list[str]:
-    """What can be pressed or filled in but has no name to be called by."""
+    """Return the interactive elements without an accessible name."""
     return page.evaluate(
         """[...document.querySelectorAll("button, a, input:not([hidden]), textarea")]
         .filter((element) => element.checkVisibility() && !element.ariaLabel
@@ -467,7 +467,7 @@ def nameless(page: Page) -> list[str]:
 
 
 def overflow(page: Page) -> list[str]:
-    """What reaches beyond the right edge without a scroll bar of its own."""
+    """Return the elements that overflow the right edge without a scroll bar of their own."""
     return page.evaluate(
         """[document.documentElement, ...document.querySelectorAll("main, .turn, .answer, .bubble")]
         .filter((element) => element.scrollWidth > element.clientWidth + 1)
@@ -577,7 +577,7 @@ def test_nothing_moves_where_motion_is_unwanted(browser: Browser, stage: Stage) 
         page.keyboard.press("Escape")
 
 
-# At full length -------------------------------------------------------------------------------
+# Long content ---------------------------------------------------------------------------------
 
 
 def test_a_huge_result_is_folded(page: Page, stage: Stage) -> None:
@@ -612,9 +612,9 @@ def test_a_long_conversation_stays_responsive(page: Page, stage: Stage) -> None:
         {"question": {"text": f"Question {i}", "attachments": []}, "answer": done}
         for i in range(200)
     ]
-    kept = json.dumps({"version": 1, "id": "conv-1", "turns": turns})
+    stored = json.dumps({"version": 1, "id": "conv-1", "turns": turns})
     page.add_init_script(
-        f"sessionStorage.setItem('agent-kit:conversation:/', {json.dumps(kept)});"
+        f"sessionStorage.setItem('agent-kit:conversation:/', {json.dumps(stored)});"
         "window.delays = [];"
         "new PerformanceObserver((list) => window.delays.push(...list.getEntries()"
         ".filter(({name}) => name === 'keydown').map(({duration}) => duration)))"

@@ -32,7 +32,7 @@ def chat(project: Settings) -> Iterator[Chat]:
 
 
 def press(chat: Chat, label: str) -> tuple:
-    """Press a button under the answer; return what opens in the pane."""
+    """Press a button under the answer; return the fields that open in the pane."""
     bar = chat.panel.actions.box.children[0].children
     next(button for button in bar if button.description == label).click()
     return chat.panel.actions.pane.children
@@ -45,10 +45,10 @@ def test_thumb_and_comment_are_found_in_mlflow(chat: Chat, project: Settings) ->
     comment.value = "Show your work."
     send.click()
     deadline = time.monotonic() + 100
-    while "Storing" in (said := chat.panel.actions.pane.children[0].value):
+    while "Storing" in (shown := chat.panel.actions.pane.children[0].value):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert "Thank you" in said
+    assert "Thank you" in shown
 
     from mlflow.tracing.client import TracingClient
 
@@ -67,7 +67,7 @@ def test_trace_is_a_tree_without_a_tracking_server(chat: Chat, project: Settings
     assert "Open in MLflow" not in tree.value
 
 
-def test_trace_of_a_failure_says_where(chat: Chat) -> None:
+def test_trace_of_a_failure_states_its_location(chat: Chat) -> None:
     @chat.session.target.server.stream()
     async def fail(request):  # type: ignore[no-untyped-def]
         with span("look up"):
@@ -81,23 +81,23 @@ def test_trace_of_a_failure_says_where(chat: Chat) -> None:
 
 
 @pytest.fixture
-def judged(project: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder whose settings name an agent that says what is in said.txt."""
+def evaluated(project: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder whose settings name an agent that returns the text of response.txt."""
     folder = project.project_dir
     (folder / "settings.ini").write_text(
-        f"[server]\napp = judged:app\n[mlflow]\ntracing = false\n"
+        f"[server]\napp = evaluated:app\n[mlflow]\ntracing = false\n"
         f"[evaluate]\ndataset = {project.evaluate.dataset}\n"
     )
-    (folder / "judged.py").write_text(
+    (folder / "evaluated.py").write_text(
         "from pathlib import Path\n"
         "from agent_kit.server import create_server\n"
         "server = create_server()\n"
         "app = server.app\n"
-        "server.invoke()(lambda request: Path('said.txt').read_text())\n"
+        "server.invoke()(lambda request: Path('response.txt').read_text())\n"
     )
     monkeypatch.syspath_prepend(folder)
     yield folder
-    sys.modules.pop("judged", None)
+    sys.modules.pop("evaluated", None)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def judged(project: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 def test_saved_case_is_evaluated(
     chat: Chat,
     project: Settings,
-    judged: Path,
+    evaluated: Path,
     kind: str,
     expected: str | None,
     passes: str,
@@ -124,8 +124,8 @@ def test_saved_case_is_evaluated(
     text.value = expected or text.value
     save.click()
     assert "Saved in" in chat.panel.actions.pane.children[0].value
-    for said, code in ((passes, 0), (fails, 1)):
-        (judged / "said.txt").write_text(said)
+    for response, code in ((passes, 0), (fails, 1)):
+        (evaluated / "response.txt").write_text(response)
         assert agent_evaluate(["--no-mlflow", "-t", "correctness >= 1"]) == code
 
 

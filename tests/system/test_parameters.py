@@ -1,4 +1,4 @@
-"""Every parameter of the Responses API: taken, echoed, passed on, or refused by name."""
+"""Every parameter of the Responses API: accepted, echoed, passed on, or refused by name."""
 
 import asyncio
 import inspect
@@ -22,7 +22,7 @@ UNTRACED = {"AGENT_KIT_MLFLOW_TRACING": "false"}
 TOOL = {"type": "function", "name": "add", "parameters": {"type": "object"}, "strict": True}
 SCHEMA = {"type": "json_schema", "name": "sum", "schema": {"type": "object"}}
 
-# Each parameter with a value it may have; those that are echoed come back as the third says.
+# Each parameter with a valid value and its echo in the response; None if it is not echoed.
 SAME = object()
 ACCEPTED: dict[str, tuple[Any, Any]] = {
     "access_programs": ({"biology": "enabled"}, None),
@@ -57,7 +57,7 @@ ACCEPTED: dict[str, tuple[Any, Any]] = {
     "truncation": ("auto", SAME),
     "user": ("user-1", SAME),
 }
-# These need a store, which is tested where it is.
+# These parameters need a store; the tests of the store cover them.
 OF_THE_STORE = {"background", "conversation", "previous_response_id"}
 MANY = {str(number): "v" for number in range(17)}
 WRONG: dict[str, list[Any]] = {
@@ -108,7 +108,7 @@ def seen() -> list[Any]:
 
 @pytest.fixture(scope="module")
 def url(seen: list[Any]) -> Iterator[str]:
-    """The URL of a server whose agent notes the requests it gets."""
+    """The URL of a server whose agent records the requests it gets."""
     server = create_server(settings=load_settings(environ=UNTRACED))
 
     @server.invoke()
@@ -208,7 +208,7 @@ def test_unknown_parameters_are_ignored_and_logged_once(url, seen, monkeypatch, 
         ({"input": []}, "input"),
     ],
 )
-def test_what_does_not_go_together_is_refused(url, fields, param):
+def test_incompatible_parameters_are_refused(url, fields, param):
     answer = httpx2.post(f"{url}/v1/responses", json={"input": "Hi", **fields})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
@@ -225,7 +225,7 @@ def test_custom_inputs_reach_the_agent(url, seen):
 
 
 class Order(BaseModel):
-    """A request with what one agent needs."""
+    """A request with the fields of one agent."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -255,12 +255,12 @@ def test_an_agent_gets_the_model_that_it_asks_for():
 
 
 class Sum(BaseModel):
-    """What the model is asked to fill in."""
+    """The structured output that the model fills in."""
 
     total: int
 
 
-async def in_every_way(url: str) -> list[str]:
+async def ask_in_every_way(url: str) -> list[str]:
     texts = []
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         texts.append((await client.responses.create(input="Hi")).output_text)
@@ -300,7 +300,7 @@ def returns(request):
         ("stream", yields_async),
     ],
 )
-def test_each_shape_of_agent_answers_each_way_of_asking(decorator, function):
+def test_each_shape_of_agent_answers_each_kind_of_request(decorator, function):
     server = create_server(settings=load_settings(environ=UNTRACED))
     getattr(server, decorator)()(function)
     with (
@@ -312,7 +312,7 @@ def test_each_shape_of_agent_answers_each_way_of_asking(decorator, function):
             stream.until_done()
             texts.append(stream.get_final_response().output_text)
         parsed = client.responses.parse(input="Hi", model="m", text_format=Sum)
-        texts += [str(parsed.output_parsed), *asyncio.run(in_every_way(url))]
+        texts += [str(parsed.output_parsed), *asyncio.run(ask_in_every_way(url))]
         raw = httpx2.post(f"{url}/v1/responses", json={"input": "Hi", "stream": True})
         plain = httpx2.post(f"{url}/v1/responses", json={"input": "Hi"}).json()
     assert texts == ['{"total": 391}', '{"total": 391}', "total=391"] * 2

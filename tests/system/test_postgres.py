@@ -1,4 +1,4 @@
-"""The store on PostgreSQL: the same server behaves the same, and two share one database."""
+"""The store on PostgreSQL: a server behaves as with SQLite, and two servers share one database."""
 
 import asyncio
 import threading
@@ -49,7 +49,7 @@ def ask(client: OpenAI, text="Hello", **fields):
     return client.responses.create(model="any", input=text, **fields)
 
 
-def test_two_servers_on_one_database_are_one(database):
+def test_two_servers_on_one_database_behave_as_one(database):
     one, two = make_server(database), make_server(database)
     with (
         one.serve() as first,

@@ -1,4 +1,4 @@
-"""An agent with `python_exec`: real programs, really run, over HTTP and by the official clients."""
+"""An agent with `python_exec` that runs real programs, over HTTP and by the official clients."""
 
 import asyncio
 import json
@@ -74,7 +74,7 @@ def test_chat_completions_hide_the_agents_own_tool_calls(server):
     assert "4" in choice.message.content
 
 
-def test_what_no_rule_knows_is_answered_honestly(server):
+def test_a_question_without_a_rule_gets_an_explanation(server):
     async def ask():
         async with server.client() as client:
             return await client.responses.create(input="Write me a poem about the sea.")
@@ -86,7 +86,7 @@ def test_what_no_rule_knows_is_answered_honestly(server):
 
 
 class Served(NamedTuple):
-    """The agent on a port of its own, and the model service that it asks."""
+    """The URL of the agent, and the model service that it calls."""
 
     url: str
     service: ModelStandIn
@@ -100,7 +100,7 @@ class Served(NamedTuple):
 
 @pytest.fixture(params=["openai:stand-in"])
 def served(request, monkeypatch) -> Iterator[Served]:
-    """Serve the agent as it is when the environment names a model service."""
+    """Serve the agent with the model service that the environment names."""
     with ModelStandIn(key="sk-stand-in") as service:
         monkeypatch.setenv("AGENT_KIT_MODEL", request.param)
         monkeypatch.setenv("OPENAI_BASE_URL", service.url)
@@ -156,7 +156,7 @@ def test_the_model_calls_python_and_answers(served: Served, path, place):
 
 
 @each_provider
-def test_a_chain_shows_the_model_what_its_tools_said(served: Served):
+def test_a_chain_shows_the_model_what_its_tools_returned(served: Served):
     first = served.post("/v1/responses", **QUESTION).json()
     served.service.requests.clear()
     served.service.answers = ["As I said."]
@@ -212,7 +212,7 @@ def test_what_the_caller_sets_reaches_the_service(served: Served):
     assert [each["function"]["name"] for each in body["tools"]] == ["python_exec"]
 
 
-def test_a_refusal_of_the_service_is_an_error_in_the_one_form(served: Served):
+def test_a_refusal_of_the_service_is_an_error_in_the_same_format(served: Served):
     served.service.answers = [Refusal(400, "too long", "context_length_exceeded")]
     answer = served.post("/v1/responses", **QUESTION)
     assert answer.status_code == 400
@@ -232,11 +232,11 @@ def test_a_tool_of_the_caller_by_the_responses_client(served: Served):
     with served.client() as client:
         first = client.responses.create(model="any", input="Rain?", tools=[WEATHER])
         calls = [item for item in first.output if item.type == "function_call"]
-        told = {"type": "function_call_output", "call_id": calls[0].call_id, "output": "rain"}
+        result = {"type": "function_call_output", "call_id": calls[0].call_id, "output": "rain"}
         question = {"role": "user", "content": "Rain?"}
         history = [item.model_dump(exclude_none=True) for item in first.output]
         second = client.responses.create(
-            model="any", input=[question, *history, told], tools=[WEATHER]
+            model="any", input=[question, *history, result], tools=[WEATHER]
         )
     assert [item.type for item in first.output] == ["function_call", "mcp_call"]
     assert (calls[0].name, calls[0].arguments) == ("weather", '{"place": "Basel"}')
@@ -294,27 +294,27 @@ def test_a_tool_that_has_to_be_called(served: Served):
     assert body["tool_choice"] == "required"
 
 
-@pytest.mark.parametrize("face", ["responses", "chat"])
-def test_the_agents_sdk_runs_its_own_tools(served: Served, face):
+@pytest.mark.parametrize("api", ["responses", "chat"])
+def test_the_agents_sdk_runs_its_own_tools(served: Served, api):
     from agents import Agent, ModelSettings, RunConfig, Runner, function_tool
     from agents.models.openai_chatcompletions import OpenAIChatCompletionsModel
     from agents.models.openai_responses import OpenAIResponsesModel
 
     # The Agents SDK refuses a Response with calls of tools that are not its own; in chat
     # completions the agent's own calls are not offered to it.
-    own = [Turn(calls=[PYTHON])] if face == "chat" else []
+    own = [Turn(calls=[PYTHON])] if api == "chat" else []
     served.service.answers = [*own, Turn(calls=[RAIN]), "It rains in Basel."]
     asked: list[str] = []
 
     @function_tool
     def weather(place: str) -> str:
-        """Say how the weather is."""
+        """Return the weather of a place."""
         asked.append(place)
         return "rain"
 
     async def run() -> str:
         async with AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none") as client:
-            kind = OpenAIResponsesModel if face == "responses" else OpenAIChatCompletionsModel
+            kind = OpenAIResponsesModel if api == "responses" else OpenAIChatCompletionsModel
             agent = Agent(
                 name="traveller",
                 instructions="Say where it rains.",

@@ -2,7 +2,7 @@
 
     uv run --group test pytest -m campaign -n 0 --no-cov tests/system/test_soak.py
 
-SOAK_SECONDS says for how long, a minute by default.
+SOAK_SECONDS sets the duration, a minute by default.
 """
 
 import itertools
@@ -35,7 +35,7 @@ LOST = (httpx2.TransportError, ConnectionError)
 
 @dataclass
 class Claim:
-    """What a client has received, and may rely on: the whole answer, or the events so far."""
+    """What a client has received and may rely on: the whole response, or the events so far."""
 
     id: str
     answer: dict[str, Any] | None = None
@@ -54,7 +54,7 @@ def ask(cluster: Cluster, chance: random.Random) -> Iterator[Claim]:
 
 
 def read_events(cluster: Cluster, claim: Claim, most: int) -> None:
-    """Follow a response from where its reader is, up to `most` events further."""
+    """Follow a response after the last received event, for at most `most` events."""
     after = len(claim.events) - 1
     url = f"{cluster.url}/v1/responses/{claim.id}?stream=true&starting_after={after}"
     with cluster.http.stream("GET", url) as answer:
@@ -92,7 +92,7 @@ def cancel(cluster: Cluster, chance: random.Random) -> Iterator[Claim]:
 
 
 def leave(cluster: Cluster, chance: random.Random) -> Iterator[Claim]:
-    """Read the beginning of a stream and hang up: what was sent can be read again."""
+    """Read the start of a stream and disconnect: the events that were sent can be read again."""
     claim, most = None, chance.randint(1, 8)
     body = {"input": "take 1", "stream": True}
     with cluster.http.stream("POST", f"{cluster.url}/v1/responses", json=body) as answer:
@@ -109,7 +109,7 @@ KINDS: list[Callable[[Cluster, random.Random], Iterator[Claim]]] = [ask, follow,
 
 
 def use(cluster: Cluster, seed: int, until: float) -> list[Claim]:
-    """Be one client until the time is over; return everything it has received."""
+    """Act as one client until a time; return everything it has received."""
     chance, claims = random.Random(seed), []
     while time.monotonic() < until:
         try:

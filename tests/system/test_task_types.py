@@ -17,7 +17,7 @@ from openai.types.chat import ChatCompletionChunk as OpenAIChunk
 from openai.types.responses import Response
 from support.model_stand_in import ModelStandIn, Turn
 
-from agent_kit import server as default_face
+from agent_kit import server as default_server
 from agent_kit.protocol import TASKS, ChatRequest
 from agent_kit.runs.handlers import Registry
 from agent_kit.server import AgentServer, create_server
@@ -115,7 +115,7 @@ def test_each_shape_alone_serves_both_ways(task, decorator, function):
     assert "".join(deltas) == "Hello you"
 
 
-# What comes back is what the types of others ask for -------------------------------------------
+# Responses fit the types of MLflow and OpenAI --------------------------------------------------
 
 CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 TOOL = {"role": "tool", "name": "f", "tool_call_id": "call_1", "content": "391"}
@@ -154,8 +154,8 @@ def rich(task: str) -> Iterator[str]:
 
     @server.stream()
     async def answer(request):
-        for piece in RICH[task]:
-            yield piece
+        for chunk in RICH[task]:
+            yield chunk
 
     with server.serve() as url:
         yield url
@@ -280,7 +280,7 @@ def test_mlflows_chat_objects_go_out():
     assert text_of_stream(CHAT, events) == "Hello you"
 
 
-def test_several_choices_are_the_agents_own_affair_in_chat():
+def test_a_chat_agent_may_return_several_choices():
     server = create_server(CHAT)
 
     @server.stream()
@@ -383,15 +383,15 @@ NONSENSE = {
 
 
 @pytest.mark.parametrize(
-    ("task", "pieces"), [(task, pieces) for task, many in NONSENSE.items() for pieces in many]
+    ("task", "chunks"), [(task, chunks) for task, many in NONSENSE.items() for chunks in many]
 )
-def test_a_wrong_answer_is_a_500_and_the_log_says_why(task, pieces, caplog):
+def test_invalid_output_is_a_500_and_the_log_states_why(task, chunks, caplog):
     server = create_server(task)
 
     @server.stream()
     async def answer(request):
-        for piece in pieces if isinstance(pieces, list) else [pieces]:
-            yield piece
+        for chunk in chunks if isinstance(chunks, list) else [chunks]:
+            yield chunk
 
     refused = asyncio.run(_refusal(server, ASK[task]))
     assert refused.status == 500
@@ -429,8 +429,8 @@ def test_the_default_functions_serve_where_a_server_has_none_of_its_own(monkeypa
 def test_the_decorators_of_the_module_fill_the_default_registry():
     from agent_kit.runs import handlers
 
-    assert default_face.invoke == handlers.default_registry.invoke
-    assert default_face.stream == handlers.default_registry.stream
+    assert default_server.invoke == handlers.default_registry.invoke
+    assert default_server.stream == handlers.default_registry.stream
 
 
 def test_a_function_replaced_during_a_request_serves_the_next_one():
@@ -463,16 +463,16 @@ def test_a_function_replaced_during_a_request_serves_the_next_one():
 def test_servers_of_all_types_live_in_one_process():
     servers = [create_server(task) for task in TASKS]
     for server in servers:
-        server.invoke()(lambda request, task=server.task: f"I speak {task}")
+        server.invoke()(lambda request, task=server.task: f"My task type is {task}")
 
     async def ask() -> list[str]:
-        said = []
+        texts = []
         for server in servers:
             async with server.client() as client:
-                said.append((await client.responses.create(model="m", input="Hi")).output_text)
-        return said
+                texts.append((await client.responses.create(model="m", input="Hi")).output_text)
+        return texts
 
-    assert asyncio.run(ask()) == [f"I speak {task}" for task in TASKS]
+    assert asyncio.run(ask()) == [f"My task type is {task}" for task in TASKS]
 
 
 # A model's own answer, passed on ---------------------------------------------------------------
@@ -500,7 +500,7 @@ def passing_on() -> Iterator[tuple[str, ModelStandIn]]:
         yield url, service
 
 
-def test_what_a_model_answers_can_be_passed_on_as_it_is(passing_on):
+def test_the_response_of_a_model_can_be_passed_on_unchanged(passing_on):
     url, service = passing_on
     tool = {"type": "function", "name": "get_weather", "parameters": {"type": "object"}}
     chat_tool = {"type": "function", "function": {"name": "get_weather", "parameters": {}}}

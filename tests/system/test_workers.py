@@ -49,7 +49,7 @@ def test_four_workers_behave_as_one_server(tmp_path):
         check_stream(seen)
 
 
-def test_a_killed_workers_run_is_ended_by_another(tmp_path):
+def test_an_orphaned_run_is_ended_by_another_worker(tmp_path):
     with Cluster(tmp_path, workers=2) as cluster:
         running = cluster.post(input="wait", background=True)["id"]
         os.kill(worker_of(cluster.first_words(running)), signal.SIGKILL)
@@ -60,7 +60,7 @@ def test_a_killed_workers_run_is_ended_by_another(tmp_path):
         check_stream(cluster.events(running))
 
 
-def test_an_outage_of_the_store_makes_no_worker_seem_dead(tmp_path):
+def test_an_outage_of_the_store_orphans_no_run(tmp_path):
     with Cluster(tmp_path, workers=4) as cluster:
         taken = [cluster.post(input="take 8", background=True)["id"] for _ in range(8)]
         for response_id in taken:
@@ -73,7 +73,7 @@ def test_an_outage_of_the_store_makes_no_worker_seem_dead(tmp_path):
         assert {response["status"] for response in ended} == {"completed"}
 
 
-def test_a_killed_workers_run_is_repeated_where_the_agent_is_resumable(tmp_path):
+def test_an_orphaned_run_is_repeated_if_the_agent_is_resumable(tmp_path):
     with Cluster(tmp_path, workers=2, RESUMABLE="1") as cluster:
         running = cluster.post(input="die once", background=True)["id"]
         os.kill(worker_of(cluster.first_words(running)), signal.SIGKILL)
@@ -122,7 +122,7 @@ def test_nothing_is_lost_when_the_whole_server_is_killed(tmp_path):
             check_stream(cluster.events(response["id"]))
 
 
-def test_a_stopped_server_leaves_no_run_behind(tmp_path):
+def test_a_stopped_server_leaves_no_run_in_progress(tmp_path):
     with Cluster(tmp_path) as cluster:
         running = cluster.post(input="wait", background=True)["id"]
         cluster.first_words(running)
@@ -136,7 +136,7 @@ def test_a_stopped_server_leaves_no_run_behind(tmp_path):
 
 def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path):
     with Cluster(tmp_path) as cluster:
-        kept = [cluster.post(input="Hello") for _ in range(3)]
+        stored = [cluster.post(input="Hello") for _ in range(3)]
         limits = resource.RLIMIT_FSIZE
         _, hard = resource.prlimit(cluster.process.pid, limits)
         log = tmp_path / ".agent_kit/store.db-wal"
@@ -146,10 +146,10 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path):
             answer = cluster.http.post(url, json=body)
             if answer.status_code != 200:
                 break
-            kept.append(answer.json())
+            stored.append(answer.json())
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "store_full"
-        for response in kept:
+        for response in stored:
             assert cluster.get(response["id"]) == response
         resource.prlimit(cluster.process.pid, limits, (hard, hard))
         assert cluster.post(input="Hello")["status"] == "completed"
@@ -165,7 +165,7 @@ def stopping(tmp_path) -> Iterator[Cluster]:
 
 
 @pytest.mark.parametrize("store", [True, False], ids=["stored", "not stored"])
-def test_a_stream_that_the_server_cuts_at_its_end_has_an_error(stopping, store):
+def test_a_stream_that_the_server_cuts_at_shutdown_has_an_error(stopping, store):
     body = {"input": "wait", "stream": True, "store": store}
     with stopping.http.stream("POST", f"{stopping.url}/v1/responses", json=body) as answer:
         lines = answer.iter_lines()
@@ -177,12 +177,12 @@ def test_a_stream_that_the_server_cuts_at_its_end_has_an_error(stopping, store):
     assert rest[-1] == "data: [DONE]"
 
 
-def test_a_plain_answer_that_the_server_cuts_at_its_end_is_an_error(stopping):
+def test_a_non_streaming_response_that_the_server_cuts_at_shutdown_is_an_error(stopping):
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(
             stopping.http.post, f"{stopping.url}/v1/responses", json={"input": "wait"}
         )
-        wait_until(lambda: (stopping.folder / "begun").exists())
+        wait_until(lambda: (stopping.folder / "started").exists())
         stopping.process.terminate()
         answer = asked.result(PATIENCE)
     assert answer.status_code == 503

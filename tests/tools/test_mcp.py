@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 from mcp.server.mcpserver import Image, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
-from support.databricks_stand_in import forget_credentials
+from support.databricks_stand_in import remove_credentials
 
 from agent_kit.context import RequestContext, current_context, use_context
 from agent_kit.databricks import get_workspace_client
@@ -268,7 +268,7 @@ def test_the_missing_package_is_reported(monkeypatch):
 
 
 def test_databricks_serves_its_functions(tmp_path, monkeypatch):
-    forget_credentials(monkeypatch, tmp_path / "profiles")
+    remove_credentials(monkeypatch, tmp_path / "profiles")
     get_workspace_client.cache_clear()
     with serving("/api/2.0/mcp/functions/system/ai") as guarded:
         guarded.accepted = {f"Bearer dapi{'a' * 32}"}

@@ -8,7 +8,7 @@ import re
 from functools import partial
 
 import pytest
-from support.databricks_stand_in import ADA_TOKEN, Workspace, forget_credentials, serve_workspace
+from support.databricks_stand_in import ADA_TOKEN, Workspace, remove_credentials, serve_workspace
 from support.tracing_support import wait_until
 
 from agent_kit.databricks import get_workspace_client
@@ -25,7 +25,7 @@ def run(code: str) -> ToolResult:
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
     """Serve a workspace, with Ada's credentials and a warehouse in the settings."""
-    forget_credentials(monkeypatch, tmp_path / "profiles")
+    remove_credentials(monkeypatch, tmp_path / "profiles")
     get_workspace_client.cache_clear()
     with serve_workspace() as workspace:
         monkeypatch.setenv("DATABRICKS_HOST", workspace.url)
