@@ -9,7 +9,8 @@ import pytest
 from support.environment import PROJECT
 from support.run_notebook import run_notebook
 
-from agent_kit.settings import get_settings
+from agent_kit.evaluate import load_cases
+from agent_kit.settings import get_settings, load_settings
 
 NOTEBOOKS = PROJECT / "nbs" / "agent"
 QUESTION = {"input": [{"role": "user", "content": "What is 17*23?"}]}
@@ -38,6 +39,10 @@ def test_it_streams(url: str) -> None:
     events = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: {")]
     assert events[0]["type"] == "response.created"
     assert events[-1]["type"] == "response.completed"
+
+
+def test_its_cases_can_be_read() -> None:
+    assert load_cases(load_settings(PROJECT).evaluate.dataset)
 
 
 @pytest.mark.parametrize(

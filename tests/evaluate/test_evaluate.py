@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from support.environment import PROJECT, free_port
+from support.python_agent import APP
 from support.tracing_support import change
 
 from agent_kit.cli import agent_evaluate
@@ -637,14 +640,20 @@ def test_an_error_of_the_command_is_one_line(
         agent_evaluate(["--no-mlflow", "--debug", *arguments])
 
 
-def test_the_shipped_agent_passes_its_shipped_evaluation(project: Settings) -> None:
+def test_an_offline_agent_passes_an_evaluation(project: Settings) -> None:
     """The command as a process, in a new project: dataset, gate, traces and run."""
     folder = project.project_dir
-    for name in ("settings.ini", "evals/default.jsonl"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes((PROJECT / name).read_bytes())
+    shutil.copy(PROJECT / "tests/support/offline_cases.jsonl", folder / "cases.jsonl")
+    (folder / "my_agent.py").write_text(APP)
+    (folder / "settings.ini").write_text(
+        "[server]\napp = my_agent:app\n"
+        "[evaluate]\ndataset = cases.jsonl\nthresholds = correctness >= 0.9\n"
+    )
     command = [Path(sys.executable).with_name("agent-evaluate"), "--output", "out.json"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    environment = os.environ | {"PYTHONPATH": str(PROJECT / "tests")}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "holds: correctness >= 0.9 (it is 1)" in done.stdout
     found = json.loads((folder / "out.json").read_text())
