@@ -152,7 +152,8 @@ class Panel:
         running = self._session.is_running
         active = self._active or (self._views[-1].turn if self._views else None)
         self.actions.show_for(None if running else active)
-        for view in self._views:
+        # The active turn comes last: a widget in two boxes would be shown twice for a moment.
+        for view in sorted(self._views, key=lambda view: view.turn is active):
             if view.turn is active:
                 buttons = [] if running else [self.actions.box]
             elif view.buttons and view.buttons[0] is not self.actions.box:
