@@ -5,13 +5,14 @@
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
 import os
+import socket
 import sqlite3
-import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +44,27 @@ def clean_environment() -> None:
 
 
 class NetworkGuard:
-    """Refuses connections and look-ups beyond this machine, and records them."""
+    """Refuses connections and look-ups beyond this machine, and records them.
+
+    It replaces methods instead of adding an audit hook: CPython refuses `sys.settrace`, which
+    coverage calls in each new thread, while a hook written in Python runs in another thread.
+    """
 
     def __init__(self) -> None:
         self.refused: list[str] = []
-        sys.addaudithook(self._audit)
+        socket.getaddrinfo = self._guard(socket.getaddrinfo, lambda arguments: arguments[0])
+        for name in ("connect", "connect_ex"):
+            method = getattr(socket.socket, name)
+            setattr(socket.socket, name, self._guard(method, _host_of_last))
+        socket.socket.sendto = self._guard(socket.socket.sendto, _host_of_last)
 
-    def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "socket.getaddrinfo":
-            self._refuse_unless_local(arguments[0])
-        elif event in ("socket.connect", "socket.sendto") and isinstance(arguments[1], tuple):
-            self._refuse_unless_local(arguments[1][0])
+    def _guard(self, call: Callable[..., Any], find_host: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def guarded(*arguments: Any, **options: Any) -> Any:
+            self._refuse_unless_local(find_host(arguments) if arguments else options.get("host"))
+            return call(*arguments, **options)
+
+        return guarded
 
     def _refuse_unless_local(self, host: str | bytes | None) -> None:
         name = host.decode() if isinstance(host, bytes) else host
@@ -61,6 +72,11 @@ class NetworkGuard:
             return
         self.refused.append(name)
         raise OSError(f"tests do not use the network: {name}")
+
+
+def _host_of_last(arguments: tuple[Any, ...]) -> str | None:
+    """Return the host of a socket address; one of a Unix socket has none."""
+    return arguments[-1][0] if isinstance(arguments[-1], tuple) else None
 
 
 def _is_loopback(host: str) -> bool:
