@@ -217,6 +217,19 @@ class ServerSettings(Section):
     allowed_hosts: Words = Field(
         default=(), description="names the server answers to; empty: safe ones"
     )
+    cors_origins: Words = Field(
+        default=(), description="origins whose pages may call the server, such as https://host"
+    )
+    trust_forwarded: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="whether x-forwarded-… headers count: auto, on Databricks Apps alone",
+    )
+    max_runs: int = Field(
+        default=256, ge=0, description="runs at the same time, a worker; 0: no limit"
+    )
+    max_runs_per_user: int = Field(
+        default=0, ge=0, description="of these, runs of one user; 0: no limit"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="the least level that is logged"
     )
