@@ -12,8 +12,6 @@ from collections.abc import AsyncGenerator, Awaitable, Iterable
 from contextlib import aclosing
 from typing import Any, TypeAlias
 
-import orjson
-
 from agent_kit.models.interface import (
     FINAL_EVENTS,
     Event,
@@ -29,7 +27,9 @@ from .protocol.output_items import new_id
 from .protocol.response_assembler import add_item_event, add_response
 from .protocol.response_object import complete_usage
 from .protocol.streaming_items import StreamingItems
+from .protocol.wire import valid_arguments
 from .tools import Tool, ToolLike, ToolResult, open_tools
+from .tools.schema import fit_tool
 from .tracing.spans import enter, leave, span
 
 # %% ../nbs/50_loop.ipynb #2078cda8
@@ -78,7 +78,8 @@ class _Toolbox:
 
     def __init__(self, request: ResponsesRequest, own: dict[str, Tool], max_turns: int) -> None:
         self.request, self.own, self.max_turns = request, own, max_turns
-        self.callers, self.choice = _allowed_tools(request)
+        callers, self.choice = _allowed_tools(request)
+        self.callers = list(map(fit_tool, callers))
         self.callers_names = {tool["name"] for tool in request.tools if "name" in tool}
         self.calls_left = request.max_tool_calls or math.inf
         self.turn = 0
@@ -139,7 +140,7 @@ class _Reply:
         self._events: list[tuple[Event, list[Any]]] = []  # each with its deltas
         self._place: list[Any] | None = None  # where the last delta belongs
         self._taken_ids = {item["call_id"] for item in conversation if "call_id" in item}
-        self._new_ids: dict[str | None, str] = {}
+        self._announced_ids: dict[object, str] = {}
 
     def add(self, event: Event) -> Event:
         """Record an event; return it, with a new call id if its own is taken."""
@@ -157,15 +158,19 @@ class _Reply:
 
     def _with_unique_call_id(self, event: Event) -> Event:
         item = event["item"]
-        given = item.get("call_id") if isinstance(item, dict) else None
-        if not given and (not isinstance(item, dict) or item.get("type") != "function_call"):
+        if not isinstance(item, dict) or str(item.get("type")).endswith("_output"):
             return event
-        key, call_id = given or item.get("id"), given
-        if not given or given in self._taken_ids:
-            call_id = self._new_ids.setdefault(key, new_id("call"))
-        if event["type"] == "response.output_item.done":
+        given = "" if item.get("call_id") is None else str(item["call_id"])
+        if not given and item.get("type") != "function_call":
+            return event
+        place = (event.get("output_index"), item.get("id"))
+        key = given if place == (None, None) else place
+        call_id = self._announced_ids.pop(key, None)
+        if call_id is None:
+            call_id = given if given and given not in self._taken_ids else new_id("call")
             self._taken_ids.add(call_id)
-            self._new_ids.pop(key, None)
+        if event["type"] == "response.output_item.added":
+            self._announced_ids[key] = call_id
         return {**event, "item": {**item, "call_id": call_id}}
 
     def finish(self, last: Event) -> list[Event]:
@@ -280,11 +285,8 @@ async def _run_calls(
 def _for_next_turn(item: dict[str, Any]) -> dict[str, Any]:
     if item["type"] != "function_call":
         return item
-    try:
-        valid = isinstance(orjson.loads(item["arguments"]), dict)
-    except orjson.JSONDecodeError:
-        valid = False
-    return item if valid else {**item, "arguments": "{}"}
+    arguments = valid_arguments(item["arguments"])
+    return item if arguments == item["arguments"] else {**item, "arguments": arguments}
 
 # %% ../nbs/50_loop.ipynb #e683e86b
 def _stopped(model: str, max_turns: int) -> list[Event]:

@@ -347,4 +347,5 @@ def complete_item(item: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(done.get("call_id", ""), str):
         raise AgentOutputError(f"a call_id is a string; got {described(item)}")
     done["id"] = done["id"] if isinstance(done.get("id"), str) else None
+    dump_json(done)  # a value without a JSON form fails here, not when it is sent or stored
     return done

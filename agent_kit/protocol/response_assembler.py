@@ -190,6 +190,8 @@ def _item(event: Fields) -> dict[str, Any]:
     item = plain(event.get("item"))
     if not isinstance(item, dict):
         raise AgentOutputError(f"{event['type']} needs an 'item'; got {described(event)}")
+    if isinstance(item.get("call_id"), int | float):  # some models number their calls
+        item = {**item, "call_id": str(item["call_id"])}
     return item
 
 
@@ -310,6 +312,7 @@ def merged_outputs(outputs: dict[str, Any] | None, chunk: Fields) -> dict[str, A
         return outputs
     if not isinstance(added, dict):
         raise AgentOutputError(f"custom_outputs is an object; got {described(added)}")
+    dump_json(added)  # as in `complete_item`
     return {**(outputs or {}), **added}
 
 # %% ../../nbs/protocol/80_response_assembler.ipynb #8ddd8fa3
