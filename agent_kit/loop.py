@@ -22,8 +22,9 @@ from agent_kit.models.interface import (
     text_delta,
     turn_ended,
 )
-from .protocol import ResponsesRequest
+from .protocol import RequestError, ResponsesRequest
 from .protocol.output_items import new_id
+from .protocol.reasoning_tags import ReasoningTags, split_message
 from .protocol.response_assembler import add_item_event, add_response
 from .protocol.response_object import complete_usage
 from .protocol.streaming_items import StreamingItems
@@ -180,6 +181,8 @@ class _Reply:
             whole = {**event, "delta": "".join(deltas)} if len(deltas) > 1 else event
             add_item_event(streamed, whole)
         response = {**last["response"], "status": last["type"].removeprefix("response.")}
+        if isinstance(output := response.get("output"), list):
+            response["output"] = [each for item in output for each in split_message(item)]
         details = add_response(streamed, response)
         self.items = streamed.finished
         self.incomplete = details["reason"] if details else None
@@ -211,10 +214,15 @@ class _Deadline:
             ) from None
 
 
+# The models that end their reasoning with a tag, but do not begin it with one.
+_without_opening_tag: set[str] = set()
+
+
 async def _ask(
-    model: Model, question: ModelRequest, reply: _Reply, deadline: _Deadline
+    model: Model, question: ModelRequest, reply: _Reply, deadline: _Deadline, *, hold: bool = False
 ) -> AsyncGenerator[Event, None]:
     """Yield the events of one turn of the model; the last one ends the turn."""
+    tags = ReasoningTags(hold=hold or model.name in _without_opening_tag)
     inputs = {key: value for key, value in vars(question).items() if key != "parameters"}
     step = span(model.name, span_type="CHAT_MODEL", inputs={**inputs, **question.parameters})
     last = turn_ended(model.name, None)
@@ -235,7 +243,12 @@ async def _ask(
                     message = error.get("message") or "The model failed."
                     raise ModelError(message, code=error.get("code"))
                 else:
-                    yield reply.add(event)
+                    for passed in tags.add(event):
+                        yield reply.add(passed)
+        for event in tags.finish():
+            yield reply.add(event)
+        if tags.closes_unopened:
+            _without_opening_tag.add(model.name)
         for event in reply.finish(last):
             yield event
         yield turn_ended(reply.model, reply.usage, incomplete=reply.incomplete)
@@ -316,7 +329,8 @@ async def _run_turns(
             parameters = _parameters(request, used_tokens, has_tools=bool(offered))
             question = ModelRequest(list(conversation), prompt, offered, choice, parameters)
             reply = _Reply(model.name, conversation)
-            async with aclosing(_ask(model, question, reply, deadline)) as events:
+            hold = not (request.stream or request.background)
+            async with aclosing(_ask(model, question, reply, deadline, hold=hold)) as events:
                 async for event in events:
                     yield event
             calls, others = toolbox.calls(reply.items)
@@ -357,8 +371,16 @@ def run_agent(
 
     Raises:
         ValueError: If a limit is not positive.
+        RequestError: If the request has a prompt template or manages its context.
         ModelError: While streaming, if the model fails or the time is up.
     """
+    for name in ("prompt", "context_management"):
+        if getattr(request, name):
+            raise RequestError(
+                f"'{name}' is not supported by this agent: leave it out.",
+                param=name,
+                code="unsupported_parameter",
+            )
     if max_turns < 1 or not timeout_seconds > 0:
         raise ValueError(
             "max_turns has to be 1 or more, and timeout_seconds more than 0; "

@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from agent_kit.protocol.output_items import (
+    ANNOTATION_TYPES,
     AgentOutputError,
     complete_annotation,
     complete_logprobs,
     described,
+    is_unknown,
     new_id,
     new_item_id,
     status_of,
@@ -142,6 +144,8 @@ class StreamingText:
 
     def annotate(self, annotation: object, fields: Fields = NO_FIELDS) -> None:
         """Write an annotation; `fields` are further fields of the agent's event."""
+        if is_unknown("an annotation", annotation, ANNOTATION_TYPES):
+            return
         annotation = complete_annotation(annotation, len(self.value))
         position = {"annotation_index": len(self.annotations), "annotation": annotation}
         self.annotations.append(annotation)
