@@ -7,6 +7,7 @@ import pytest
 from support.model_stand_in import ModelStandIn, Turn
 from support.stream_checker import check_stream
 
+from agent_kit import loop
 from agent_kit.loop import run_agent
 from agent_kit.models import create_model
 from agent_kit.protocol import ResponsesRequest
@@ -27,6 +28,7 @@ TEXTS = {
         "A model writes <think> and </think>.",
     ),
     "a mention in code": ("The tag `</think>` ends it.", "", "The tag `</think>` ends it."),
+    "a mention at the end": ("It ends with </think>.", "", "It ends with </think>."),
     "another tag": ("<thin> ice</thin>", "", "<thin> ice</thin>"),
     "JSON": ('<think>A number.</think>{"sum": 3}', "A number.", '{"sum": 3}'),
     "no text": ("", "", ""),
@@ -38,6 +40,7 @@ UNOPENED = ("One and two.\n</think>\n\nIt is 3.", "One and two.", "It is 3.")
 def environment(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "any")
     monkeypatch.setenv("AGENT_KIT_MLFLOW_TRACING", "false")
+    monkeypatch.setattr(loop, "_without_opening_tag", set())
 
 
 def split_up(text: str, size: int) -> list[str]:
@@ -107,10 +110,15 @@ def test_reasoning_is_streamed_and_the_answer_too():
     assert [delta for kind, delta in deltas if "output_text" in kind] == ["It ", "is 3."]
 
 
-def test_a_missing_opening_tag_is_noticed_at_once_without_streaming_and_remembered():
+@pytest.mark.parametrize("first_streams", [False, True])
+def test_a_missing_opening_tag_is_noticed_and_remembered(first_streams):
     text, reasoning, rest = UNOPENED
-    for stream in (False, True):
-        _, items, _ = answer([chunked(*split_up(text, 5))], stream=stream)
+    turn = chunked(*split_up(text, 5))
+    if first_streams:  # the reasoning has been sent when its end comes
+        _, items, _ = answer([turn], stream=True)
+        assert texts(items, "message") == [text]
+    for stream in (first_streams, True, False):
+        _, items, _ = answer([turn], stream=stream)
         assert texts(items, "reasoning") == [reasoning]
         assert texts(items, "message") == [rest]
 
