@@ -98,9 +98,9 @@ class ReasoningTags:
 
     def add(self, event: Event) -> Iterable[Event]:
         """Return the events to pass on for an event of the model."""
-        kind = event["type"]
         if self._is_decided:
             return self._without_tags(event) if self._has_reasoning else (event,)
+        kind = event["type"]
         if kind == _TEXT:
             return self._add_text(event)
         if _opens_message(event) and not self._has_reasoning:
