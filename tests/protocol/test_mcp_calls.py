@@ -256,6 +256,12 @@ def test_the_stored_response_is_the_one_that_was_sent(client, url):
 def test_a_background_run_has_the_same_items(client):
     started = client.responses.create(input="one", background=True)
     events = [event.to_dict() for event in client.responses.retrieve(started.id, stream=True)]
+    steps = [(event["type"], event["response"]["status"]) for event in events[:3]]
+    assert steps == [
+        ("response.created", "queued"),
+        ("response.queued", "queued"),
+        ("response.in_progress", "in_progress"),
+    ]
     final = check_stream(events)
     assert kinds(final["output"]) == ["message", "mcp_call", "message"]
     assert client.responses.retrieve(started.id).to_dict() == final
