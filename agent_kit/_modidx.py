@@ -1623,6 +1623,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'agent_kit.runs.history': { 'agent_kit.runs.history.Continuation': ( 'runs/history.html#continuation',
                                                                                  'agent_kit/runs/history.py'),
                                         'agent_kit.runs.history.History': ('runs/history.html#history', 'agent_kit/runs/history.py'),
+                                        'agent_kit.runs.history._call_without_output': ( 'runs/history.html#_call_without_output',
+                                                                                         'agent_kit/runs/history.py'),
                                         'agent_kit.runs.history._characters': ( 'runs/history.html#_characters',
                                                                                 'agent_kit/runs/history.py'),
                                         'agent_kit.runs.history._expanded': ('runs/history.html#_expanded', 'agent_kit/runs/history.py'),
