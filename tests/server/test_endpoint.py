@@ -459,6 +459,41 @@ def test_the_metadata_of_a_caller_is_returned_as_it_was_sent(traced, sent):
     assert responses[-1]["trace_id"] == streamed.headers["x-mlflow-trace-id"]
 
 
+CALLER_TRACE, CALLER_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+def test_a_request_joins_the_trace_of_its_caller(traced, settings):
+    headers = {"traceparent": f"00-{CALLER_TRACE}-{CALLER_SPAN}-01"}
+    for body in (QUESTION, {**QUESTION, "input": "And?", "user": "ada"}):
+        answer = httpx2.post(f"{traced}/v1/responses", json=body, headers=headers)
+        assert answer.headers["x-mlflow-trace-id"] == f"tr-{CALLER_TRACE}"
+    trace = stored_trace(settings, f"tr-{CALLER_TRACE}")
+    assert [span.parent_id for span in trace.data.spans] == [CALLER_SPAN] * 2
+    assert len({span.span_id for span in trace.data.spans}) == 2
+    assert trace.info.state == "OK"
+    assert "And?" in trace.info.request_preview  # the last one to end
+    assert trace.info.tags["mlflow.traceName"] == "agent"
+    assert trace.info.trace_metadata["mlflow.trace.user"] == "ada"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        f"00-{CALLER_TRACE}-{CALLER_SPAN}",
+        f"00-{CALLER_TRACE.upper()}-{CALLER_SPAN}-01",
+        f"ff-{CALLER_TRACE}-{CALLER_SPAN}-01",
+        f"00-{'0' * 32}-{CALLER_SPAN}-01",
+        f"00-{CALLER_TRACE}-{'0' * 16}-01",
+    ],
+)
+def test_a_malformed_traceparent_begins_a_new_trace(traced, header):
+    answer = httpx2.post(f"{traced}/v1/responses", json=QUESTION, headers={"traceparent": header})
+    trace_id = answer.headers["x-mlflow-trace-id"]
+    assert trace_id.startswith("tr-")
+    assert trace_id.lower() not in (f"tr-{CALLER_TRACE}", f"tr-{'0' * 32}")
+
+
 def test_the_trace_id_comes_in_the_stream_where_asked_for(traced):
     body = {**QUESTION, "stream": True}
     headers = {"x-mlflow-return-trace-id": "true"}
