@@ -5,9 +5,10 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
@@ -15,8 +16,12 @@ from openai.types.chat import ChatCompletionMessageParam
 from pydantic import BaseModel
 from support.client_agent import client_agent
 from support.environment import PROJECT, require
+from support.model_stand_in import ModelStandIn, Turn
 from support.python_agent import python_agent
+from support.stream_checker import check_sse
 
+from agent_kit.protocol import ResponsesRequest
+from agent_kit.server import create_server
 from agent_kit.settings import load_settings
 
 PARAMETERS = {
@@ -419,6 +424,41 @@ def test_agents_sdk_remembers(url, memory):
 def test_agents_sdk_remembers_the_agents_own_calls(url, memory):
     answers = agents_ask(url, ["Compute it", "What was it?"], **memory)
     assert answers == ["Hello from the agent", "The tools say: 391"]
+
+
+@pytest.mark.parametrize("api", ["responses", "chat"])
+def test_a_handoff_of_an_agent_written_with_the_agents_sdk_is_done(api, tmp_path):
+    import agents
+
+    models = {"responses": agents.OpenAIResponsesModel, "chat": agents.OpenAIChatCompletionsModel}
+    environ = {"AGENT_KIT_MLFLOW_TRACING": "false", "AGENT_KIT_STORE_URL": "none"}
+    server = create_server(settings=load_settings(tmp_path, environ=environ))
+    turns = [Turn(text="One moment.", calls=[("transfer_to_expert", {})]), "It is 391."] * 2
+
+    @server.stream()
+    async def answer(request: ResponsesRequest) -> AsyncIterator[Any]:
+        async with AsyncOpenAI(base_url=service.url, api_key="any", max_retries=0) as client:
+            model = models[api]("any", client)
+            expert = agents.Agent(name="expert", model=model)
+            triage = agents.Agent(name="triage", model=model, handoffs=[expert])
+            config = agents.RunConfig(tracing_disabled=True)
+            result = agents.Runner.run_streamed(triage, request.input, run_config=config)
+            async for event in result.stream_events():
+                yield event
+
+    question: dict[str, Any] = {"input": "What is 17*23?"}
+    with ModelStandIn(turns) as service, server.serve() as url:
+        plain = httpx2.post(f"{url}/invocations", json=question, timeout=100).json()
+        question["stream"] = True
+        streamed = httpx2.post(f"{url}/v1/responses", json=question, timeout=100)
+    kinds = ["message", "function_call", "function_call_output", "message"]
+    assert [item["type"] for item in plain["output"]] == kinds
+    final = check_sse(streamed.content)[-1]["response"]
+    assert [item["type"] for item in final["output"]] == ["message", "mcp_call", "message"]
+    called = final["output"][1]
+    assert (called["name"], called["status"]) == ("transfer_to_expert", "completed")
+    assert json.loads(called["output"]) == {"assistant": "expert"}
+    assert final["output"][2]["content"][0]["text"] == "It is 391."
 
 
 # Clients of other projects, each in a process of its own ------------------------------------------
