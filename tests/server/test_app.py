@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import httpx2
 import pytest
 from fastapi import Response
 from starlette.exceptions import HTTPException
+from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from agent_kit.models.interface import ModelError
 from agent_kit.server import create_server
@@ -100,6 +103,14 @@ def test_a_page_of_a_listed_origin_may_call_the_server(url):
         assert answer.status_code == status
         assert answer.headers["access-control-allow-origin"] == PORTAL
         assert "x-request-id" in answer.headers["access-control-expose-headers"]
+
+
+def test_a_page_of_a_listed_origin_may_open_a_websocket(url):
+    address = f"ws{url.removeprefix('http')}/v1/responses"
+    with connect(address, origin=Origin(PORTAL)) as connection:
+        connection.send(json.dumps({"type": "response.create", "input": "Hello"}))
+        kinds = [json.loads(message)["type"] for message in islice(connection, 9)]
+    assert kinds[-1] == "response.completed"
 
 
 def test_a_page_of_another_origin_may_not_call_the_server(url):
