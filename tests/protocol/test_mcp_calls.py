@@ -363,6 +363,13 @@ def test_an_unfinished_call_gives_the_agent_an_output_that_states_so(url):
     assert pair_in(agent_input(url, **answered)) == [call("multiply"), result("multiply", "391")]
 
 
+def test_a_finished_call_without_its_output_is_not_called_unfinished(url):
+    item = ask(url, input="one", store=False)["output"][1]
+    sent = [{**item, "output": None}, {"role": "user", "content": "items"}]
+    _, output = pair_in(agent_input(url, input=sent))
+    assert output["output"] == "The call was finished, but its output was not sent again."
+
+
 def test_a_failed_call_gives_the_agent_its_error(url):
     first = ask(url, input="failed")
     _, output = pair_in(agent_input(url, input="items", previous_response_id=first["id"]))
