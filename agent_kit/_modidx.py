@@ -1838,6 +1838,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'agent_kit/server/app.py'),
                                       'agent_kit.server.app.InfoRoutes.router': ( 'server/app.html#inforoutes.router',
                                                                                   'agent_kit/server/app.py'),
+                                      'agent_kit.server.app._add_middleware': ( 'server/app.html#_add_middleware',
+                                                                                'agent_kit/server/app.py'),
                                       'agent_kit.server.app._declare_errors': ( 'server/app.html#_declare_errors',
                                                                                 'agent_kit/server/app.py'),
                                       'agent_kit.server.app._error': ('server/app.html#_error', 'agent_kit/server/app.py'),

@@ -248,6 +248,21 @@ class HeadAsGet:
             await self._app({**scope, "method": "GET"}, receive, send_without_body)
 
 # %% ../../nbs/server/40_app.ipynb #71efebdc
+def _add_middleware(app: FastAPI, service: AgentService) -> None:
+    app.add_middleware(HeadAsGet)
+    app.add_middleware(HostGuard, service=service)
+    app.add_middleware(StopGuard)
+    # Outside of the guards: a preflight request has no token, and a page may read every error.
+    if origins := service.settings.server.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "x-mlflow-trace-id", "retry-after"],
+        )
+
+
 def create_app(
     service: AgentService, *, routers: Iterable[APIRouter] = (), lifespan: Any = None
 ) -> FastAPI:
@@ -274,17 +289,7 @@ def create_app(
     for router in (InfoRoutes(service).router(), page.router(), *routers):
         include(app, router)
     add_error_handlers(app)
-    app.add_middleware(HeadAsGet)
-    app.add_middleware(HostGuard, service=service)
-    app.add_middleware(StopGuard)
-    if origins := service.settings.server.cors_origins:  # outside of the guards: a preflight
-        app.add_middleware(  # request has no token, and a page may read every error
-            CORSMiddleware,
-            allow_origins=origins,
-            allow_methods=["*"],
-            allow_headers=["*"],
-            expose_headers=["x-request-id", "x-mlflow-trace-id", "retry-after"],
-        )
+    _add_middleware(app, service)
     app.openapi = lambda: _openapi(app, service)
 
     async def document() -> dict[str, Any]:
