@@ -232,7 +232,7 @@ class StreamedAnswer:
 
     def _identify(self, response: dict[str, Any]) -> None:
         self.response_id = response.get("id") or ""
-        self.trace_id = (response.get("metadata") or {}).get("trace_id") or ""
+        self.trace_id = response.get("trace_id") or ""
         self.model = response.get("model") or ""
         self.usage = response.get("usage")
 

@@ -126,7 +126,7 @@ def make_assembler(
         task: The task type of the caller.
         agent_task: The task type of the agent.
         request: The request of the caller.
-        trace_id: The trace id for the metadata of a Response.
+        trace_id: The trace id for a Response, empty if the run is not traced.
         resumed: An assembler that already contains a part of the Response.
 
     Raises:
@@ -139,19 +139,14 @@ def make_assembler(
     if isinstance(request, ChatAgentRequest):
         raise RequestError(f"A {task} request needs an agent of that task type.", param="task")
     hub = chat_to_responses(request) if isinstance(request, ChatRequest) else request
-    response = resumed or ResponseAssembler(_with_trace_id(hub, trace_id))
+    response = resumed or ResponseAssembler(hub)
+    if trace_id:
+        response.fields["trace_id"] = trace_id
     agent_request, assembler = _for_agent(agent_task, hub, response)
     if isinstance(request, ChatRequest):
         converter = ResponseConverter(flat_tool(tool)["name"] for tool in request.tools)
         assembler = ConvertingAssembler(assembler, converter, ChatAssembler(request))
     return agent_request, assembler
-
-
-def _with_trace_id(request: ResponsesRequest, trace_id: str) -> ResponsesRequest:
-    metadata = request.metadata or {}
-    if not trace_id or len(metadata) > 15:
-        return request
-    return request.model_copy(update={"metadata": {**metadata, "trace_id": trace_id}})
 
 
 def _for_agent(

@@ -184,6 +184,7 @@ class McpCalls:
 
 # %% ../../nbs/protocol/98_mcp_calls.ipynb #a0ab9c87
 _UNFINISHED = "The call was not finished."
+_OMITTED = "The call was finished, but its output was not sent again."
 
 
 def _is_own(item: Mapping[str, Any]) -> bool:
@@ -199,7 +200,8 @@ def _pair(item: Mapping[str, Any], answered: set[str]) -> list[dict[str, Any]]:
     output = next((text for text in texts if isinstance(text, str)), None)
     if output is None and call_id in answered:
         return [call]
-    output = _UNFINISHED if output is None else output
+    if output is None:
+        output = _OMITTED if item.get("status") == "completed" else _UNFINISHED
     return [call, {"type": _OUTPUT, "call_id": call_id, "output": output}]
 
 

@@ -51,6 +51,10 @@ def described(value: object) -> str:
     return f"{type(value).__name__} {value!r:.120}"
 
 # %% ../../nbs/protocol/50_output_items.ipynb #f8d13253
+# Items that no model sends, so that no raw event announces them.
+_AGENTS_SDK_OUTPUTS = ("tool_call_output_item", "handoff_output_item")
+
+
 def plain(value: Any) -> Any:
     """Return `value` with pydantic objects and the events of the Agents SDK as dictionaries.
 
@@ -65,7 +69,7 @@ def plain(value: Any) -> Any:
     if kind == "raw_response_event":
         return plain(value.data)
     if kind == "run_item_stream_event":
-        return value.item.to_input_item() if value.item.type == "tool_call_output_item" else None
+        return value.item.to_input_item() if value.item.type in _AGENTS_SDK_OUTPUTS else None
     if kind == "agent_updated_stream_event":
         return None
     return value

@@ -382,6 +382,9 @@ class ResponseAssembler:
         """Open the stream; the model of the Response does not change afterwards."""
         self.model_is_open = False
         self.outbox.put("response.created", {"response": self.body})
+        if self.fields["status"] == "queued":
+            self.outbox.put("response.queued", {"response": self.body})
+            self.fields["status"] = "in_progress"
         self.outbox.put("response.in_progress", {"response": self.body})
         return self.outbox.take()
 
@@ -488,7 +491,7 @@ class ResponseAssembler:
                 str(name): value if isinstance(value, str) else dump_json(value).decode()
                 for name, value in response["metadata"].items()
             }
-            fields["metadata"] = {**strings, **(fields["metadata"] or {})}
+            fields["metadata"] = fields["metadata"] or strings  # the caller's, as they came
         self._add_outputs(response)
 
     def _add_outputs(self, chunk: Fields) -> None:

@@ -82,7 +82,7 @@ _FUNCTION_FIELDS = {"description": None, "parameters": None, "strict": None}
 
 
 def new_response(request: ResponsesRequest, response_id: str | None = None) -> dict[str, Any]:
-    """Build the Response of a request at the start of its run: in progress, without output.
+    """Build the Response of a request before its run: queued or in progress, without output.
 
     Has every field of https://platform.openai.com/docs/api-reference/responses/object, and a new
     id unless `response_id` is given.
@@ -105,7 +105,7 @@ def new_response(request: ResponsesRequest, response_id: str | None = None) -> d
         "object": "response",
         "created_at": int(time.time()),
         "completed_at": None,
-        "status": "in_progress",
+        "status": "queued" if request.background else "in_progress",
         "model": request.model or DEFAULT_MODEL,
         "output": [],
         "usage": None,

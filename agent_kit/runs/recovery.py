@@ -39,6 +39,8 @@ class RestoredAssembler(ResponseAssembler):
         self.fields.update({**body, "output": []})
         self.model_is_open = False
         self._is_open = bool(lines)
+        if lines:
+            self.fields["status"] = "in_progress"
         with suppress(AgentOutputError):
             for event in map(orjson.loads, lines[2:]):
                 self.add(event)

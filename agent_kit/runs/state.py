@@ -28,11 +28,18 @@ _CANCEL_SECONDS = 3.0
 _POLL_SECONDS = 0.03
 
 
-def _finished_items(connection: Any, response_id: str) -> list[dict[str, Any]]:
+def _progress(connection: Any, response_id: str) -> dict[str, Any]:
+    """Return the fields of a response in progress that follow from its events."""
     lines = get_events(connection, response_id, -1)
-    kind = "response.output_item.done"
-    events = [orjson.loads(line) for line in lines if line_type(line) == kind]
-    return [event["item"] for event in sorted(events, key=lambda event: event["output_index"])]
+    kinds = list(map(line_type, lines))
+    done = [
+        orjson.loads(line)
+        for line, kind in zip(lines, kinds, strict=True)
+        if kind == "response.output_item.done"
+    ]
+    output = [event["item"] for event in sorted(done, key=lambda event: event["output_index"])]
+    started = {"status": "in_progress"} if "response.in_progress" in kinds else {}
+    return {"output": output, **started}
 
 
 class State:
@@ -65,7 +72,7 @@ class State:
         body = (await self.find(response_id, owner)).body
         if body["status"] not in _RUNNING:
             return body
-        return {**body, "output": await self.database.read(_finished_items, response_id)}
+        return {**body, **await self.database.read(_progress, response_id)}
 
     async def delete(self, response_id: str, owner: str) -> None:
         """Delete a response; stop it first if it is in progress."""

@@ -146,7 +146,7 @@ class FeedbackRoutes:
             message = "This server stores no responses: send trace_id instead of response_id."
             raise RequestError(message, param="response_id")
         stored = await self._service.state.find(str(response_id), owner_of(context))
-        trace_id = (stored.body.get("metadata") or {}).get("trace_id")
+        trace_id = stored.body.get("trace_id")
         if not trace_id:
             message = "This response was not traced, so it cannot be rated."
             raise RequestError(message, param="response_id", code="trace_not_found", status=404)

@@ -311,7 +311,8 @@ class SocketEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = header_dict(scope)
         await receive()
-        if not _is_same_site(headers):
+        listed = self._service.settings.server.cors_origins
+        if headers.get("origin") not in listed and not _is_same_site(headers):
             return await error_response(_FOREIGN)(scope, receive, send)
         await send({"type": "websocket.accept"})
         await SocketSession(self._service, headers, receive, send).serve()

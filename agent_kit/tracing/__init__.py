@@ -8,6 +8,7 @@ __all__ = ['Status', 'RequestTrace', 'start_trace', 'TraceNotFoundError', 'trace
 
 # %% ../../nbs/tracing/70_tracing.ipynb #bb92635e
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,14 +34,21 @@ _all_ = ["setup_mlflow", "span"]
 # %% ../../nbs/tracing/70_tracing.ipynb #99b8160b
 Status = Literal["OK", "ERROR", "CANCELLED"]
 _TAG = "mlflow.traceTag."
+_PREVIEW_LENGTH = 1000
 
 
 def _trace_info(root: Span, settings: Settings) -> dict[str, Any] | None:
     "Return facts that the spans do not contain, in the format of MLflow's `TraceInfo.to_dict()`."
     added = collect_trace_info(root.record)
     model_id = active_model_id()
-    if not (added or model_id or is_databricks(settings)) or root.end_ns is None:
+    # MLflow derives these facts from a span without a parent, which a caller's trace has elsewhere.
+    is_needed = added or model_id or root.parent_id or is_databricks(settings)
+    if not is_needed or root.end_ns is None:
         return None
+    if root.parent_id:
+        texts = [root.attributes.get(f"mlflow.span{name}") for name in ("Inputs", "Outputs")]
+        previews = [text and text[:_PREVIEW_LENGTH] for text in texts]
+        added = dict(zip(("request_preview", "response_preview"), previews, strict=True)) | added
     attributes = {
         "mlflow.trace.session": root.attributes.get("session.id"),
         "mlflow.trace.user": root.attributes.get("user.id"),
@@ -136,6 +144,19 @@ def _describe_request(
             root.set_text(key, to_json(value).decode())
 
 
+# https://www.w3.org/TR/trace-context/#traceparent-header
+_TRACEPARENT = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(-.*)?"
+)
+
+
+def _caller(context: "RequestContext | None") -> tuple[bytes, bytes] | None:
+    "Return the ids of the caller's trace and span, if the request names them."
+    header = context.headers.get("traceparent") if context else None
+    found = header and _TRACEPARENT.fullmatch(header)
+    return (bytes.fromhex(found[1]), bytes.fromhex(found[2])) if found else None
+
+
 def start_trace(
     name: str,
     *,
@@ -145,6 +166,8 @@ def start_trace(
     task: str | None = None,
 ) -> RequestTrace:
     """Start the trace of a request; takes microseconds and does not import MLflow.
+
+    It continues the trace of a caller that sends the header `traceparent`.
 
     Args:
         name: Name of the trace and of its root span.
@@ -162,7 +185,8 @@ def start_trace(
         # A trace may continue after its recorder was closed.
         find_recorder(settings).write(trace_id, line)
 
-    root = Span(TraceRecord(settings.mlflow.trace_content, write), name, "AGENT")
+    record = TraceRecord(settings.mlflow.trace_content, write, _caller(context))
+    root = Span(record, name, "AGENT")
     root.set_inputs(inputs)
     _describe_request(root, context, settings, task)
     return RequestTrace(root, settings)

@@ -214,7 +214,7 @@ class Span:
         self.name = name
         self.parent = parent
         self.span_id = os.urandom(8)
-        self.parent_id = parent.span_id if parent else None
+        self.parent_id = parent.span_id if parent else record.parent_id
         self.outer = _external_span() if _external_span else None
         if parent and self.outer is not None and self.outer is not parent.outer:
             context = self.outer.get_span_context()
@@ -334,10 +334,17 @@ class TraceRecord:
     Args:
         content: How inputs and outputs are stored.
         emit: Consumer of the trace's id and its record, a line of JSON.
+        caller: The ids of the caller's trace and span, if the record continues a trace.
     """
 
-    def __init__(self, content: Content, emit: Callable[[str, bytes], object]) -> None:
-        trace_id = os.urandom(16)
+    def __init__(
+        self,
+        content: Content,
+        emit: Callable[[str, bytes], object],
+        caller: tuple[bytes, bytes] | None = None,
+    ) -> None:
+        trace_id, self.parent_id = caller or (os.urandom(16), None)
+        self._parent_base64 = self.parent_id and base64.b64encode(self.parent_id).decode()
         self.trace_id = f"tr-{trace_id.hex()}"
         self.trace_id_base64 = base64.b64encode(trace_id).decode()
         self.otel_trace_id = int.from_bytes(trace_id, "big")
@@ -352,7 +359,7 @@ class TraceRecord:
         "Add a span that has ended."
         with self._lock:
             late = self.finished
-            is_root = span["parent_span_id"] is None
+            is_root = span["parent_span_id"] == self._parent_base64
             if not late and (is_root or len(self._spans) < _MAX_SPANS):
                 self._spans.append(span)
             elif not late:

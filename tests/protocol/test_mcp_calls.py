@@ -255,6 +255,12 @@ def test_the_stored_response_is_the_one_that_was_sent(client, url):
 def test_a_background_run_has_the_same_items(client):
     started = client.responses.create(input="one", background=True)
     events = [event.to_dict() for event in client.responses.retrieve(started.id, stream=True)]
+    steps = [(event["type"], event["response"]["status"]) for event in events[:3]]
+    assert steps == [
+        ("response.created", "queued"),
+        ("response.queued", "queued"),
+        ("response.in_progress", "in_progress"),
+    ]
     final = check_stream(events)
     assert kinds(final["output"]) == ["message", "mcp_call", "message"]
     assert client.responses.retrieve(started.id).to_dict() == final
@@ -354,6 +360,13 @@ def test_an_unfinished_call_gives_the_agent_an_output_that_states_so(url):
     late = {"role": "user", "content": "items"}
     answered = {"input": [result("multiply", "391"), late], "previous_response_id": first["id"]}
     assert pair_in(agent_input(url, **answered)) == [call("multiply"), result("multiply", "391")]
+
+
+def test_a_finished_call_without_its_output_is_not_called_unfinished(url):
+    item = ask(url, input="one", store=False)["output"][1]
+    sent = [{**item, "output": None}, {"role": "user", "content": "items"}]
+    _, output = pair_in(agent_input(url, input=sent))
+    assert output["output"] == "The call was finished, but its output was not sent again."
 
 
 def test_a_failed_call_gives_the_agent_its_error(url):

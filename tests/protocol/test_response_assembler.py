@@ -290,6 +290,12 @@ def test_custom_outputs_and_usage_may_come_alone():
     assert response["usage"]["total_tokens"] == 14
 
 
+def test_the_metadata_of_a_caller_stay_as_they_are():
+    assembler = ResponseAssembler(REQUEST.model_copy(update={"metadata": {"by": "caller"}}))
+    assembler.add({"output": [message("Hi")], "metadata": {"turns": 3, "by": "me"}})
+    assert assembler.body["metadata"] == {"by": "caller"}
+
+
 def test_the_metadata_of_a_model_is_sent_as_strings():
     response = {"output": [message("Hi")], "metadata": {"turns": 3, "by": "me"}}
     assert stream(response)[-1]["response"]["metadata"] == {"turns": "3", "by": "me"}

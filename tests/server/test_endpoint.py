@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 from starlette.exceptions import HTTPException
+from support.stream_checker import check_sse
 from support.tracing_support import stored_trace
 
 from agent_kit.server import AgentServer, create_server
@@ -442,7 +443,55 @@ def test_each_answer_has_a_request_id_and_a_trace_id(traced):
     assert given.headers["x-request-id"] == "mine-1"
     trace_id = given.headers["x-mlflow-trace-id"]
     assert trace_id.startswith("tr-")
-    assert given.json()["metadata"]["trace_id"] == trace_id
+    assert given.json()["trace_id"] == trace_id
+
+
+@pytest.mark.parametrize("sent", [None, {"trace_id": "mine"}, {str(n): "note" for n in range(16)}])
+def test_the_metadata_of_a_caller_is_returned_as_it_was_sent(traced, sent):
+    body = QUESTION if sent is None else {**QUESTION, "metadata": sent}
+    whole = httpx2.post(f"{traced}/v1/responses", json=body)
+    streamed = httpx2.post(f"{traced}/v1/responses", json={**body, "stream": True})
+    responses = [event["response"] for event in check_sse(streamed.content) if "response" in event]
+    stored = httpx2.get(f"{traced}/v1/responses/{whole.json()['id']}").json()
+    for response in (whole.json(), *responses, stored):
+        assert response["metadata"] == (sent or {})
+    assert stored["trace_id"] == whole.headers["x-mlflow-trace-id"]
+    assert responses[-1]["trace_id"] == streamed.headers["x-mlflow-trace-id"]
+
+
+CALLER_TRACE, CALLER_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+def test_a_request_joins_the_trace_of_its_caller(traced, settings):
+    headers = {"traceparent": f"00-{CALLER_TRACE}-{CALLER_SPAN}-01"}
+    for body in (QUESTION, {**QUESTION, "input": "And?", "user": "ada"}):
+        answer = httpx2.post(f"{traced}/v1/responses", json=body, headers=headers)
+        assert answer.headers["x-mlflow-trace-id"] == f"tr-{CALLER_TRACE}"
+    trace = stored_trace(settings, f"tr-{CALLER_TRACE}")
+    assert [span.parent_id for span in trace.data.spans] == [CALLER_SPAN] * 2
+    assert len({span.span_id for span in trace.data.spans}) == 2
+    assert trace.info.state == "OK"
+    assert "And?" in trace.info.request_preview  # the last one to end
+    assert trace.info.tags["mlflow.traceName"] == "agent"
+    assert trace.info.trace_metadata["mlflow.trace.user"] == "ada"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        f"00-{CALLER_TRACE}-{CALLER_SPAN}",
+        f"00-{CALLER_TRACE.upper()}-{CALLER_SPAN}-01",
+        f"ff-{CALLER_TRACE}-{CALLER_SPAN}-01",
+        f"00-{'0' * 32}-{CALLER_SPAN}-01",
+        f"00-{CALLER_TRACE}-{'0' * 16}-01",
+    ],
+)
+def test_a_malformed_traceparent_begins_a_new_trace(traced, header):
+    answer = httpx2.post(f"{traced}/v1/responses", json=QUESTION, headers={"traceparent": header})
+    trace_id = answer.headers["x-mlflow-trace-id"]
+    assert trace_id.startswith("tr-")
+    assert trace_id.lower() not in (f"tr-{CALLER_TRACE}", f"tr-{'0' * 32}")
 
 
 def test_the_trace_id_comes_in_the_stream_where_asked_for(traced):
@@ -466,9 +515,7 @@ def test_a_trace_shows_a_conversation_whatever_the_caller_gets(settings):
         body = {"input": [*first["output"], question]}
         second = httpx2.post(f"{url}/v1/responses", json=body).json()
     assert [item["type"] for item in first["output"]] == ["mcp_call", "message"]
-    trace, later = (
-        stored_trace(settings, each["metadata"]["trace_id"]) for each in (first, second)
-    )
+    trace, later = (stored_trace(settings, each["trace_id"]) for each in (first, second))
     assert (trace.info.request_preview, trace.info.response_preview) == ("1 + 2?", "It is 3.")
     root, root_later = trace.data.spans[0], later.data.spans[0]
     asked = [{"role": "user", "content": "1 + 2?"}]

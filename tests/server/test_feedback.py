@@ -71,7 +71,7 @@ def test_a_stored_response_names_its_trace(traced, project):
     refused = send_feedback(traced, EVE, response_id=answer["id"], value=True)
     assert refused.status_code == 404
     stored = send_feedback(traced, ADA, response_id=answer["id"], value=True)
-    assert stored.json()["trace_id"] == answer["metadata"]["trace_id"]
+    assert stored.json()["trace_id"] == answer["trace_id"]
     assert len(assessments(project, stored.json()["trace_id"])) == 1
     nowhere = send_feedback(traced, ADA, response_id="resp_0", value=True)
     assert nowhere.status_code == 404

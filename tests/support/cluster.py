@@ -109,7 +109,8 @@ class Cluster:
         return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
 
     def wait_for_end(self, response_id: str) -> dict[str, Any]:
-        wait_until(lambda: self.get(response_id)["status"] != "in_progress")
+        running = ("queued", "in_progress")
+        wait_until(lambda: self.get(response_id)["status"] not in running)
         return self.get(response_id)
 
     def first_words(self, response_id: str, attempt: int = 1) -> str:

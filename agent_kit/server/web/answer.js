@@ -170,7 +170,7 @@ export function readResponse(answer, response) {
   answer.id = response.id ?? answer.id;
   answer.model = response.model ?? answer.model;
   answer.usage = response.usage ?? answer.usage;
-  answer.traceId = response.metadata?.trace_id ?? answer.traceId;
+  answer.traceId = response.trace_id ?? answer.traceId;
   answer.reason = response.incomplete_details?.reason ?? null;
   if (Array.isArray(response.output) && response.output.length > 0) {
     answer.output = response.output.map(normalise);

@@ -1,11 +1,21 @@
-// The Vercel AI SDK against a server: `node scenarios.mjs URL FACE`, FACE being `responses` or
-// `chat`. Prints one JSON object: what each scenario saw, or the error it ended with.
-import { createOpenAI } from "@ai-sdk/openai";
-import { generateObject, generateText, stepCountIs, streamObject, streamText, tool } from "ai";
+// The Vercel AI SDK against a server: `node ai_sdk.mjs URL FACE VERSION`, FACE being `responses` or
+// `chat`, VERSION 6 or 7. Prints one JSON object: what each scenario saw, or the error it ended with.
 import { z } from "zod";
 
-const [url, face] = process.argv.slice(2);
-const openai = createOpenAI({ baseURL: `${url}/v1`, apiKey: "any" });
+const [url, face, version] = process.argv.slice(2);
+const { createOpenAI } = await import(version === "6" ? "@ai-sdk/openai-3" : "@ai-sdk/openai");
+const { generateObject, generateText, stepCountIs, streamObject, streamText, tool } = await import(
+  version === "6" ? "ai-6" : "ai"
+);
+const bodies = [];
+const openai = createOpenAI({
+  baseURL: `${url}/v1`,
+  apiKey: "any",
+  fetch(address, options) {
+    bodies.push(JSON.parse(options.body));
+    return fetch(address, options);
+  },
+});
 const model = openai[face]("agent");
 const schema = z.object({ city: z.string(), degrees: z.number() });
 const picture =
@@ -46,12 +56,11 @@ const scenarios = {
   },
   async conversation() {
     const messages = [
-      { role: "system", content: "Be brief." },
       { role: "user", content: "My name is Ada." },
       { role: "assistant", content: "Hello Ada." },
       { role: "user", content: "Repeat the conversation" },
     ];
-    return { text: (await generateText({ model, messages })).text };
+    return { text: (await generateText({ model, system: "Be brief.", messages })).text };
   },
   async picture() {
     const content = [
@@ -167,7 +176,7 @@ const remembering = {
     const { response } = await generateText({ model, messages: [asked] });
     const messages = [asked, ...response.messages, { role: "user", content: "Repeat" }];
     const again = await generateText({ model, messages });
-    return { text: again.text, input: again.request.body.input.map((item) => item.type) };
+    return { text: again.text, input: bodies.at(-1).input.map((item) => item.type) };
   },
   async thought_loop() {
     const asked = [];
@@ -177,7 +186,7 @@ const remembering = {
       tools: { get_weather: weather(asked) },
       stopWhen: stepCountIs(3),
     });
-    const input = result.request.body.input.map((item) => item.type ?? item.role);
+    const input = bodies.at(-1).input.map((item) => item.type ?? item.role);
     return { text: result.text, asked, input };
   },
   async conversation_id() {
