@@ -20,10 +20,11 @@ from support.tracing_support import change
 from agent_kit.cli import agent_evaluate
 from agent_kit.evaluate import evaluate
 from agent_kit.evaluate.cases import DatasetError
+from agent_kit.evaluate.datasets import load_cases
 from agent_kit.evaluate.evaluation import EvaluationError, read_evaluation
 from agent_kit.evaluate.mlflow_log import EvaluationLog
 from agent_kit.evaluate.results import ThresholdError
-from agent_kit.evaluate.scorers import Score, expectation, scorer
+from agent_kit.evaluate.scorers import DEFAULT_SCORERS, Score, expectation, scorer
 from agent_kit.runs.handlers import Registry
 from agent_kit.server import AgentServer, ServerError, create_server
 from agent_kit.settings import Settings, load_settings
@@ -126,20 +127,6 @@ def test_a_scorer_error_invalidates_the_evaluation(untraced: Settings) -> None:
     assert found.values["picky/errors"] == 1
     assert "KeyError" in found.to_markdown()
     assert found.title.startswith("invalid")
-
-
-def test_a_scorer_that_applies_nowhere_has_no_number(untraced: Settings) -> None:
-    facts = expectation("expected_facts")
-    found = evaluate(
-        serve(untraced, str),
-        dataset=["a"],
-        scorers=[facts],
-        thresholds=["expected_facts > 0"],
-        log=False,
-    )
-    assert found.problems == ["there is no number expected_facts"]
-    assert "there is no such number" in found.to_markdown()
-    assert not found.passed
 
 
 @pytest.mark.parametrize(
@@ -303,10 +290,11 @@ def test_without_a_threshold_an_evaluation_is_done(untraced: Settings) -> None:
     assert found.title.startswith("done · ")
 
 
-def test_a_note_names_an_expectation_that_no_scorer_reads(untraced: Settings) -> None:
+def test_an_expectation_that_no_scorer_reads_is_an_error(untraced: Settings) -> None:
     dataset = [*echoes("a"), {"inputs": "b", "expectations": {"expected_fact": ["x"], "mood": 1}}]
-    found = evaluate(serve(untraced, str), dataset=dataset, log=False)
-    misspelt, unknown = found.notes
+    with pytest.raises(DatasetError) as raised:
+        evaluate(never_asked(untraced), dataset=dataset, log=False)
+    misspelt, unknown = str(raised.value).splitlines()
     assert misspelt.startswith("no scorer reads the expectation 'expected_fact' (cases: 1)")
     assert misspelt.endswith("did you mean 'expected_facts'?")
     assert unknown == "no scorer reads the expectation 'mood' (cases: 1)"
@@ -315,7 +303,26 @@ def test_a_note_names_an_expectation_that_no_scorer_reads(untraced: Settings) ->
         return expectations.get("mood", 1) > 0
 
     found = evaluate(serve(untraced, str), dataset=dataset, scorers=[cheerful], log=False)
-    assert found.notes == ()
+    assert found.values["cheerful"] == 1
+
+
+def test_a_gate_needs_a_scorer_that_can_judge_each_row(untraced: Settings) -> None:
+    """Otherwise a row passes because nothing is expected of it."""
+    options = {"dataset": [*echoes("a"), "b"], "log": False}
+    gate = ["correctness >= 0.9"]
+    with pytest.raises(DatasetError, match="no scorer can judge 1 of 2 cases, such as 'b'"):
+        evaluate(never_asked(untraced), thresholds=gate, **options)
+
+    def brief(text: str) -> bool:
+        return len(text) < 5
+
+    server = serve(untraced, str)
+    judged = evaluate(server, thresholds=gate, scorers=[*DEFAULT_SCORERS, brief], **options)
+    assert judged.passed
+    assert evaluate(server, thresholds=[*gate, "answered >= 1"], **options).passed
+    assert evaluate(server, thresholds=[], **options).title.startswith("done")
+    with pytest.raises(DatasetError, match="no scorer can judge 1 of 2 cases"):
+        evaluate(never_asked(untraced), scorers=[expectation("expected_response")], **options)
 
 
 def test_a_table_is_a_dataset(untraced: Settings) -> None:
@@ -436,6 +443,12 @@ def never_asked(settings: Settings) -> AgentServer:
         ({"scorers": [partial(str)]}, TypeError, "has no name"),
         ({"scorers": [dict]}, TypeError, "a scorer is a function"),
         ({"baseline": "none.json"}, EvaluationError, "none.json cannot be read"),
+        (
+            {"scorers": [expectation("expected_facts")], "thresholds": ["expected_facts > 0"]},
+            ThresholdError,
+            "no case has what the scorer expected_facts reads",
+        ),
+        ({"thresholds": ["latency/pass_at_2 > 0"]}, ThresholdError, "latency measures"),
     ],
 )
 def test_invalid_arguments(
@@ -518,9 +531,11 @@ def test_a_run_in_mlflow_with_traces_scores_and_expectations(project: Settings) 
     assert expected == {"expected_response": "a"}
     assert by_id[last].info.tags["topic"] == "turns"
 
-    again = EvaluationLog(project).find("latest")
+    again = EvaluationLog(project).find_latest("rows", [found.rows[0].case])
+    assert again
     assert (again.values, again.run_id) == (found.values, found.run_id)
-    compared = evaluate(server, dataset=dataset, scorers=[length], baseline="latest", log=False)
+    scorers = [length, expectation("expected_response")]
+    compared = evaluate(server, dataset=dataset, scorers=scorers, baseline="latest", log=False)
     assert compared.measures[0].change
     assert compared.measures[0].change.difference == 0
 
@@ -544,8 +559,8 @@ def test_without_mlflow_no_evaluation_is_lost(
     file = next((project.project_dir / ".agent_kit/evaluations").glob("*.json"))
     assert file.name in note
     assert read_evaluation(file).values == found.values
-    blind = evaluate(serve(settings, str), dataset=["a"], scorers=[traced], log=False)
-    assert "there is no trace of the answer" in blind.rows[0].failures[0]
+    with pytest.raises(EvaluationError, match="traced reads the traces .* and none are stored"):
+        evaluate(never_asked(settings), dataset=["a"], scorers=[traced])
 
 
 def test_a_run_without_content_and_traces(project: Settings) -> None:
@@ -558,11 +573,9 @@ def test_a_run_without_content_and_traces(project: Settings) -> None:
     assert "secret thought" in found._repr_html_()
 
 
-def test_no_baseline_in_mlflow_yet(project: Settings) -> None:
-    settings = change(project, tracing=False)
-    for baseline, message in (("latest", "no evaluation yet"), ("0123abcd", "MLflow cannot")):
-        with pytest.raises(EvaluationError, match=message):
-            evaluate(never_asked(settings), dataset=["a"], baseline=baseline)
+def test_a_baseline_that_is_not_in_mlflow(project: Settings) -> None:
+    with pytest.raises(EvaluationError, match="MLflow cannot"):
+        evaluate(never_asked(change(project, tracing=False)), dataset=["a"], baseline="0123abcd")
 
 
 # The command
@@ -586,8 +599,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     cases = [{"inputs": word, "expectations": {"expected_response": "A"}} for word in "ab"]
     (tmp_path / "cases.jsonl").write_text("\n".join(map(json.dumps, cases)))
     (tmp_path / "my_scorers.py").write_text(
-        "def short(text):\n    return len(text) < 5\n"
-        "def faulty(text):\n    return text['x']\n"
+        "def short(text, expectations):\n    return len(text) < 5\n"
+        "def faulty(text, case):\n    return text['x']\n"
         "GOOD = [short]\nBAD = (faulty,)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -660,4 +673,7 @@ def test_an_offline_agent_passes_an_evaluation(project: Settings) -> None:
     assert len(found["rows"]) >= 25
     assert len({row["case"]["tags"]["topic"] for row in found["rows"]}) >= 8
     assert all(row["trace_ids"] for row in found["rows"])
-    assert EvaluationLog(project).find("latest").run_id == found["run_id"]
+    cases = load_cases(folder / "cases.jsonl")
+    latest = EvaluationLog(project).find_latest("cases.jsonl", cases)
+    assert latest
+    assert latest.run_id == found["run_id"]
