@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -21,13 +23,14 @@ from agent_kit.cli import agent_evaluate
 from agent_kit.evaluate import evaluate
 from agent_kit.evaluate.cases import DatasetError
 from agent_kit.evaluate.datasets import load_cases
-from agent_kit.evaluate.evaluation import EvaluationError, read_evaluation
+from agent_kit.evaluate.evaluation import Evaluation, EvaluationError, read_evaluation
 from agent_kit.evaluate.mlflow_log import EvaluationLog
 from agent_kit.evaluate.results import ThresholdError
 from agent_kit.evaluate.scorers import DEFAULT_SCORERS, Score, expectation, scorer
 from agent_kit.runs.handlers import Registry
 from agent_kit.server import AgentServer, ServerError, create_server
 from agent_kit.settings import Settings, load_settings
+from agent_kit.tracing import tracing_status
 
 pytest_plugins = ["support.tracing_fixtures"]
 
@@ -179,6 +182,29 @@ def test_an_answer_that_exceeds_the_timeout(tmp_path: Path) -> None:
     assert closed
 
 
+def test_an_agent_that_cannot_be_cancelled_is_abandoned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent_kit.evaluate.answers._GRACE_SECONDS", 2)
+    overrides = {"mlflow.tracing": False, "agent.timeout_seconds": 0.2, "store.url": "none"}
+    settings = load_settings(tmp_path, environ={}, overrides=overrides)
+    server, release = create_server(settings=settings), threading.Event()
+
+    @server.invoke()
+    async def swallow(request):
+        while request.input[-1]["content"] == "a" and not release.is_set():
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.05)
+        return "b"
+
+    def end_at_last(done: int, total: int) -> None:
+        if done == total:
+            release.set()
+
+    found = evaluate(server, dataset=["a", "b"], log=False, progress=end_at_last)
+    assert [row.answer.error for row in found.rows] == ["no answer within 0.2 seconds", None]
+
+
 def test_within_a_running_loop(untraced: Settings) -> None:
     async def cell() -> float:
         return evaluate(serve(untraced, str), dataset=echoes("a"), log=False).values["correctness"]
@@ -304,6 +330,26 @@ def test_an_expectation_that_no_scorer_reads_is_an_error(untraced: Settings) -> 
 
     found = evaluate(serve(untraced, str), dataset=dataset, scorers=[cheerful], log=False)
     assert found.values["cheerful"] == 1
+
+
+def test_a_scorer_that_hangs_fails_and_is_not_called_for_ever(untraced: Settings) -> None:
+    release, calls = threading.Event(), []
+
+    @scorer(timeout_seconds=0.1)
+    def hang(text: str) -> bool:
+        calls.append(text)
+        return release.wait(60)
+
+    found = evaluate(
+        serve(untraced, str), dataset=list("abcdef"), scorers=[hang, length], workers=1, log=False
+    )
+    release.set()
+    errors = [row.score("hang").error for row in found.rows]
+    assert errors[:3] == ["it took longer than 0.1 seconds"] * 3
+    assert errors[3:] == ["not called: 3 times it took longer than 0.1 seconds"] * 3
+    assert calls == list("abc")
+    assert found.problems == ["the scorer hang failed on 6 of 6 rows"]
+    assert found.values["length"] == 1
 
 
 def test_a_gate_needs_a_scorer_that_can_judge_each_row(untraced: Settings) -> None:
@@ -559,7 +605,7 @@ def test_without_mlflow_no_evaluation_is_lost(
     file = next((project.project_dir / ".agent_kit/evaluations").glob("*.json"))
     assert file.name in note
     assert read_evaluation(file).values == found.values
-    with pytest.raises(EvaluationError, match="traced reads the traces .* and none are stored"):
+    with pytest.raises(EvaluationError, match=r"traced reads the traces .* and none are stored"):
         evaluate(never_asked(settings), dataset=["a"], scorers=[traced])
 
 
@@ -576,6 +622,94 @@ def test_a_run_without_content_and_traces(project: Settings) -> None:
 def test_a_baseline_that_is_not_in_mlflow(project: Settings) -> None:
     with pytest.raises(EvaluationError, match="MLflow cannot"):
         evaluate(never_asked(change(project, tracing=False)), dataset=["a"], baseline="0123abcd")
+
+
+def test_the_latest_baseline_is_the_newest_that_has_passed(project: Settings) -> None:
+    from mlflow import MlflowClient
+
+    settings = change(project, tracing=False)
+    gate = ["correctness >= 0.9", "correctness/change >= 0"]
+
+    def run(answer: Callable[[str], str], *words: str) -> Evaluation:
+        options = {"thresholds": gate, "baseline": "latest"}
+        return evaluate(serve(settings, answer), dataset=echoes(*words), **options)
+
+    first = run(str, "a", "b")
+    assert first.passed
+    assert first.baseline is None
+    assert first.notes[0] == "no evaluation of rows has passed yet, so nothing is compared"
+    assert first.notes[1].startswith("not checked, for want of a baseline: correctness/change")
+
+    failed = run(lambda word: "x", "a", "b")
+    assert not failed.passed
+    assert failed.baseline
+    assert failed.baseline.run_id == first.run_id
+    assert run(str, "c").baseline is None, "the cases are others"
+    client = MlflowClient(project.mlflow.tracking_uri)
+    experiment_id = client.get_run(first.run_id or "").info.experiment_id
+    for tags in ({}, {"agent_kit.passed": "true"}):  # one of plain MLflow, one without a file
+        tags = {"mlflow.runType": "genai_evaluate", **tags}
+        other = client.create_run(experiment_id, tags=tags)
+        client.log_param(other.info.run_id, "dataset", "rows")
+        client.set_terminated(other.info.run_id)
+    again = run(str, "a", "b")
+    assert again.passed
+    assert again.baseline
+    assert again.baseline.run_id == first.run_id
+    assert len(again.verdicts) == 2
+
+
+KILLED_WHILE_STORING = """
+import time
+from agent_kit.evaluate import evaluate
+from agent_kit.evaluate.mlflow_log import EvaluationLog
+from agent_kit.server import create_server
+
+def fill(self, client, run_id, evaluation):
+    print(run_id, flush=True)
+    time.sleep(600)
+
+EvaluationLog._fill = fill
+server = create_server()
+server.invoke()(lambda request: "a")
+evaluate(server, dataset=["a"], thresholds=[])
+"""
+
+
+def test_a_run_that_was_cut_is_closed_by_the_next_one(project: Settings) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(project.mlflow.tracking_uri)
+    settings = change(project, tracing=False)
+    command = [sys.executable, "-c", KILLED_WHILE_STORING]
+    environment = os.environ | {"AGENT_KIT_MLFLOW_TRACING": "false"}
+    with subprocess.Popen(
+        command, cwd=project.project_dir, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        cut = process.stdout.readline().strip()
+        process.kill()
+    experiment_id = client.get_run(cut).info.experiment_id
+    now = int(time.time() * 1000)
+
+    def start(age_ms: int, **tags: str) -> str:
+        return client.create_run(experiment_id, now - age_ms, tags).info.run_id
+
+    ours = {"agent_kit.passed": "true", "agent_kit.place": "elsewhere"}
+    foreign, elsewhere, old = start(7_200_000), start(0, **ours), start(7_200_000, **ours)
+    assert client.get_run(cut).info.status == "RUNNING"
+    evaluate(serve(settings, str), dataset=["a"])
+    status = {each: client.get_run(each).info.status for each in (cut, foreign, elsewhere, old)}
+    assert list(status.values()) == ["FAILED", "RUNNING", "RUNNING", "FAILED"]
+
+
+def test_without_a_log_no_trace_is_stored(project: Settings) -> None:
+    """The reason of a failure is known all the same."""
+    found = evaluate(serve(project, fail_on_b), dataset=echoes("a", "b"), log=False)
+    assert "RuntimeError: no b" in found.rows[1].failures[0]
+    assert [row.answer.trace_ids for row in found.rows] == [(), ()]
+    assert not project.mlflow.spool_dir.exists()
+    assert tracing_status()["spooled"] == 0
 
 
 # The command
@@ -628,6 +762,68 @@ def test_the_exit_codes_of_the_command(folder: Path, capsys: pytest.CaptureFixtu
     bad = ["--scorers", "my_scorers:BAD", "-t", "faulty >= 0"]
     assert agent_evaluate([*quiet, *bad]) == 2
     assert "the evaluation is invalid: the scorer faulty failed on 2" in capsys.readouterr().err
+
+
+def test_the_first_baseline_is_a_note(project: Settings, folder: Path, capfd) -> None:
+    arguments = ["-t", "correctness >= 0.5", "-t", "correctness/change >= 0"]
+    assert agent_evaluate([*arguments, "--baseline", "latest"]) == 0
+    assert "no evaluation of cases.jsonl has passed yet" in capfd.readouterr().err
+    assert agent_evaluate([*arguments, "--baseline", "latest"]) == 0
+    assert "holds: correctness/change >= 0 (it is 0)" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("module", ["my_agent", "my_scorers"])
+def test_code_that_ends_the_program_gives_no_verdict(
+    folder: Path, capsys: pytest.CaptureFixture[str], module: str
+) -> None:
+    (folder / f"{module}.py").write_text("import sys\nsys.exit(0)\n")
+    assert agent_evaluate(["--no-mlflow", "--scorers", "my_scorers:GOOD"]) == 2
+    assert "the agent or a scorer has ended the program: SystemExit(0)" in capsys.readouterr().err
+
+
+def test_an_agent_that_ends_the_event_loop_gives_no_verdict(folder: Path) -> None:
+    (folder / "my_agent.py").write_text(
+        "import asyncio, sys\n"
+        "from agent_kit.server import create_server\n"
+        "server = create_server()\n"
+        "app = server.app\n"
+        "@server.invoke()\n"
+        "async def answer(request):\n"
+        "    asyncio.get_running_loop().call_soon(sys.exit)\n"
+        "    await asyncio.sleep(600)\n"
+    )
+    command = [Path(sys.executable).with_name("agent-evaluate"), "--no-mlflow"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert "error: the agent has ended its event loop: SystemExit()" in done.stderr
+
+
+def test_a_function_that_hangs_does_not_hold_the_process(folder: Path) -> None:
+    """Neither an agent nor a scorer, once the verdict is printed."""
+    (folder / "my_agent.py").write_text(
+        "import time\n"
+        "from agent_kit.server import create_server\n"
+        "server = create_server()\n"
+        "app = server.app\n"
+        "@server.invoke()\n"
+        "def answer(request):\n"
+        "    time.sleep(600 if request.input[-1]['content'] == 'a' else 0)\n"
+        "    return 'b'\n"
+    )
+    (folder / "my_scorers.py").write_text(
+        "import time\n"
+        "from agent_kit.evaluate import scorer\n"
+        "@scorer(timeout_seconds=0.5)\n"
+        "def hang(expectations):\n    time.sleep(600)\n"
+        "BAD = [hang]\n"
+    )
+    command = [Path(sys.executable).with_name("agent-evaluate"), "--no-mlflow"]
+    command += ["--scorers", "my_scorers:BAD", "-t", "hang >= 0"]
+    environment = os.environ | {"AGENT_KIT_AGENT_TIMEOUT_SECONDS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2, done.stderr
+    assert "no answer within 1 seconds" in done.stdout
+    assert "hang failed: it took longer than 0.5 seconds" in done.stdout
 
 
 @pytest.mark.parametrize(
