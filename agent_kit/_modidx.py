@@ -609,6 +609,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'agent_kit/evaluate/mlflow_log.py'),
                                                'agent_kit.evaluate.mlflow_log._link_traces': ( 'evaluate/mlflow_log.html#_link_traces',
                                                                                                'agent_kit/evaluate/mlflow_log.py'),
+                                               'agent_kit.evaluate.mlflow_log._storing': ( 'evaluate/mlflow_log.html#_storing',
+                                                                                           'agent_kit/evaluate/mlflow_log.py'),
                                                'agent_kit.evaluate.mlflow_log._table': ( 'evaluate/mlflow_log.html#_table',
                                                                                          'agent_kit/evaluate/mlflow_log.py'),
                                                'agent_kit.evaluate.mlflow_log.without_content': ( 'evaluate/mlflow_log.html#without_content',

@@ -6,6 +6,7 @@
 __all__ = ['without_content', 'EvaluationLog']
 
 # %% ../../nbs/evaluate/85_mlflow_log.ipynb #fa7d9adc
+import fcntl
 import hashlib
 import os
 import socket
@@ -25,7 +26,7 @@ from .results import Row
 from ..redaction import redact
 from ..settings import Settings
 from ..tracing import flush_traces, tracing_status
-from ..tracing.mlflow_setup import active_model_id, mlflow_lock, open_experiment
+from ..tracing.mlflow_setup import active_model_id, open_experiment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -131,6 +132,15 @@ def _explained() -> Iterator[None]:
 _CUT_AFTER_SECONDS = 3600
 
 
+@contextmanager
+def _storing(settings: Settings) -> Iterator[None]:
+    """Hold the lock of this host for storing an evaluation of a project."""
+    settings.mlflow.spool_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (settings.mlflow.spool_dir / "evaluation.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _close_cut_runs(client: "MlflowClient", experiment_id: str, place: str) -> None:
     """Close as failed the runs of evaluations that were cut while they were stored."""
     running = "attributes.status = 'RUNNING' and tags.`agent_kit.passed` != ''"
@@ -163,7 +173,8 @@ class EvaluationLog:
         # First of all: without a connection there is nothing to wait for.
         _ = self._connection
         if self.settings.mlflow.tracing and not flush_traces(timeout):
-            raise EvaluationError(f"traces cannot be stored: {tracing_status()['error']}")
+            reason = tracing_status()["error"] or "MLflow is slower than the requests"
+            raise EvaluationError(f"traces cannot be stored: {reason}")
 
     def find_trace(self, trace_id: str) -> "Trace | None":
         """Return a stored trace with its spans."""
@@ -183,7 +194,7 @@ class EvaluationLog:
             tags["mlflow.source.git.commit"] = commit
         if self.settings.mlflow.trace_content != "full":
             evaluation = without_content(evaluation)
-        with _explained(), mlflow_lock(self.settings, "evaluation"):
+        with _explained(), _storing(self.settings):
             _close_cut_runs(client, experiment_id, tags["agent_kit.place"])
             name = redact(evaluation.name)
             run_id = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id

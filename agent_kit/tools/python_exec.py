@@ -135,6 +135,7 @@ def _read_statement(statement: "StatementResponse") -> str:
 
 # %% ../../nbs/tools/30_python_exec.ipynb #5f0e1a03
 _SECONDS_BETWEEN_INTERRUPTS = 1.0
+_MAX_INTERRUPTS = 60
 
 
 class SparkCall:
@@ -151,13 +152,14 @@ class SparkCall:
         self._stopped, self._ended = threading.Event(), threading.Event()
 
     def stop(self) -> None:
-        """Interrupt the operation by its tag, until `run` has ended."""
+        """Interrupt the operation by its tag, until `run` has ended; at most for a minute."""
         self._stopped.set()
         # Again and again: an operation that is about to start cannot be interrupted yet.
-        while not self._ended.is_set():
+        for _ in range(_MAX_INTERRUPTS):
             with suppress(Exception):
                 self._session.interruptTag(self._tag)
-            self._ended.wait(_SECONDS_BETWEEN_INTERRUPTS)
+            if self._ended.wait(_SECONDS_BETWEEN_INTERRUPTS):
+                break
 
     def run(self) -> str:
         """Return what the program prints. Raises a `UnityCatalogError`."""

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/tracing/30_mlflow_setup.ipynb #48e0d195
 @contextmanager
-def mlflow_lock(settings: Settings, name: str = "mlflow") -> Iterator[None]:
-    "Hold the lock of this host for changes in the project's MLflow store, or one with a name."
+def mlflow_lock(settings: Settings) -> Iterator[None]:
+    "Hold the lock of this host for changes in the project's MLflow store."
     settings.mlflow.spool_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (settings.mlflow.spool_dir / f"{name}.lock").open("w") as file:
+    with (settings.mlflow.spool_dir / "mlflow.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
