@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from difflib import get_close_matches
@@ -276,8 +277,13 @@ def _store(evaluation: Evaluation, log: EvaluationLog) -> Evaluation:
         return replace(evaluation, run_id=log.save(evaluation))
     except EvaluationError as error:
         file = f".agent_kit/evaluations/{datetime.now():%Y%m%d-%H%M%S-%f}.json"
-        evaluation.save(project / file)
         note = f"not in MLflow but in {file}, a baseline for later: {error}"
+        try:
+            with suppress(OSError):  # It has answers; `save` reports what is wrong.
+                (project / file).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            evaluation.save(project / file)
+        except EvaluationError as failure:
+            note = f"neither in MLflow ({error}) nor in a file ({failure})"
         return replace(evaluation, notes=(*evaluation.notes, note))
 
 # %% ../../nbs/evaluate/90_evaluate.ipynb #ed3045bb

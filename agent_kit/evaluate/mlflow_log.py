@@ -109,7 +109,7 @@ def _table(evaluation: Evaluation) -> dict[str, Any]:
     return redact(columns)
 
 # %% ../../nbs/evaluate/85_mlflow_log.ipynb #dbb614ac
-_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 
 @contextmanager

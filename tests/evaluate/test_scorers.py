@@ -128,8 +128,10 @@ def test_a_scorer_that_ends_the_program_or_its_task_has_failed(error: BaseExcept
 def test_a_scorer_that_does_not_return_has_failed() -> None:
     release = threading.Event()
     score = score_answer(Scorer("x", lambda: release.wait(60), timeout_seconds=0.1), CASE, ANSWER)
+    threads = [each for each in threading.enumerate() if each.name == "scorer x"]
     release.set()
     assert score == Score(None, name="x", error="it took longer than 0.1 seconds")
+    assert [each.daemon for each in threads] == [True], "it would hold the end of the process"
 
 
 def test_a_missing_answer_is_a_failed_assessment_and_not_measured() -> None:
