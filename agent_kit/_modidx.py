@@ -384,6 +384,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'agent_kit/evaluate/answers.py'),
                                             'agent_kit.evaluate.answers._messages_key': ( 'evaluate/answers.html#_messages_key',
                                                                                           'agent_kit/evaluate/answers.py'),
+                                            'agent_kit.evaluate.answers._play': ( 'evaluate/answers.html#_play',
+                                                                                  'agent_kit/evaluate/answers.py'),
                                             'agent_kit.evaluate.answers._post': ( 'evaluate/answers.html#_post',
                                                                                   'agent_kit/evaluate/answers.py'),
                                             'agent_kit.evaluate.answers._run_apart': ( 'evaluate/answers.html#_run_apart',

@@ -103,6 +103,18 @@ def read_scorers(scorers: Scorers | None, settings: Settings) -> tuple[Scorer, .
 _MAX_LATE = 3
 
 
+def _score_unless_late(
+    scorer: Scorer, case: Case, answer: Answer, trace: Any, late: Counter[str]
+) -> Score:
+    """Return a score, an error if the scorer has been too late too often; count if it is late."""
+    if late[scorer.name] >= _MAX_LATE:
+        error = f"not called: {_MAX_LATE} times {too_long(scorer)}"
+        return Score(None, name=scorer.name, error=error)
+    found = score_answer(scorer, case, answer, trace)
+    late[scorer.name] += found.error == too_long(scorer)
+    return found
+
+
 def _score_answers(
     scorers: Sequence[Scorer],
     cases: Sequence[Case],
@@ -125,12 +137,7 @@ def _score_answers(
                 error = str(failure)
             if trace is None and scorer.needs_trace and scorer.applies_to(case):
                 return Score(None, name=scorer.name, error=error)
-        if late[scorer.name] >= _MAX_LATE:
-            error = f"not called: {_MAX_LATE} times {too_long(scorer)}"
-            return Score(None, name=scorer.name, error=error)
-        found = score_answer(scorer, case, answer, trace)
-        late[scorer.name] += found.error == too_long(scorer)
-        return found
+        return _score_unless_late(scorer, case, answer, trace, late)
 
     def row(case: Case, repeat: int, answer: Answer) -> Row:
         return Row(case, repeat, answer, tuple(score(each, case, answer) for each in scorers))
@@ -287,6 +294,22 @@ def _store(evaluation: Evaluation, log: EvaluationLog) -> Evaluation:
         return replace(evaluation, notes=(*evaluation.notes, note))
 
 # %% ../../nbs/evaluate/90_evaluate.ipynb #ed3045bb
+def _ask(
+    server: AgentServer,
+    cases: Sequence[Case],
+    scorers: Sequence[Scorer],
+    repeats: int,
+    workers: int,
+    progress: Progress | None,
+    log: bool,
+) -> tuple[Row, ...]:
+    """Return the scored answers of the server's agent."""
+    answers = collect_answers(
+        server, cases, repeats=repeats, workers=workers, progress=progress, traced=log
+    )
+    return _score_answers(scorers, cases, answers, workers, EvaluationLog(server.settings))
+
+
 def evaluate(
     server: AgentServer | None = None,
     *,
@@ -323,11 +346,7 @@ def evaluate(
     chosen = read_scorers(scorers, server.settings)
     _check_traces(chosen, log and server.settings.mlflow.tracing)
     planned = _plan(source, cases, repeats, chosen, thresholds, baseline, server.settings)
-    answers = collect_answers(
-        server, cases, repeats=repeats, workers=workers, progress=progress, traced=log
-    )
-    runs = EvaluationLog(server.settings)
-    rows = _score_answers(chosen, cases, answers, workers, runs)
+    rows = _ask(server, cases, chosen, repeats, workers, progress, log)
     facts = _facts(server, source, cases, repeats, workers)
     done = replace(planned, name=name or planned.name, rows=rows, facts=facts)
-    return _store(done, runs) if log else done
+    return _store(done, EvaluationLog(server.settings)) if log else done

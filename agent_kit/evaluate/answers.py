@@ -76,6 +76,26 @@ async def _end(task: asyncio.Future[Any]) -> None:
     await asyncio.wait([task], timeout=_GRACE_SECONDS)
 
 
+async def _play(
+    http: httpx2.AsyncClient,
+    case: Case,
+    task: str,
+    responses: list[dict[str, Any]],
+    trace_ids: list[str],
+) -> None:
+    """Send the turns of a case; add each response and the id of its trace to the lists."""
+    body, key = request_of(case, task), _messages_key(task)
+    history: list[dict[str, Any]] = []
+    for turn in case.inputs.get("turns", [None]):
+        if turn is not None:
+            history.append({"role": "user", "content": turn})
+            body[key] = history
+        response, trace_id = await _post(http, body)
+        responses.append(response)
+        trace_ids.append(trace_id)
+        history += [history_item(item) for item in response_items(response)]
+
+
 async def answer_case(http: httpx2.AsyncClient, case: Case, task: str, seconds: float) -> Answer:
     """Return an agent's answer to a case; its `error` states why there is none.
 
@@ -85,22 +105,10 @@ async def answer_case(http: httpx2.AsyncClient, case: Case, task: str, seconds: 
         task: The task type of the agent.
         seconds: The timeout of all turns together.
     """
-    body, key = request_of(case, task), _messages_key(task)
-    history: list[dict[str, Any]] = []
     responses: list[dict[str, Any]] = []
     trace_ids: list[str] = []
-
-    async def play() -> None:
-        for turn in case.inputs.get("turns", [None]):
-            if turn is not None:
-                history.append({"role": "user", "content": turn})
-                body[key] = history
-            response, trace_id = await _post(http, body)
-            responses.append(response)
-            trace_ids.append(trace_id)
-            history.extend(history_item(item) for item in response_items(response))
-
-    error, started, playing = None, time.perf_counter(), asyncio.ensure_future(play())
+    error, started = None, time.perf_counter()
+    playing = asyncio.ensure_future(_play(http, case, task, responses, trace_ids))
     try:
         # Not `asyncio.timeout`, which waits for the end of an agent that cannot be cancelled.
         await asyncio.wait([playing], timeout=seconds)
