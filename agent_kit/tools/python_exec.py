@@ -41,15 +41,19 @@ class FunctionUnavailable(UnityCatalogError):
 
 
 # How the messages begin. A program cannot imitate it: its own error follows UDF_USER_CODE_ERROR.
-_START = r"(?:\([\w.$]+\) |[\w.]+(?:Exception|Error): )*\[?"
+_START = r"(?:\([\w.$]+\) |[\w.]+(?:Exception|Error): |BAD_REQUEST: )*\[?"
 _UNAVAILABLE = re.compile(
     _START + r"(?:UNRESOLVED_ROUTINE|NO_SUCH_|UC_\w*NOT_ENABLED|INSUFFICIENT_PERMISSIONS"
     r"|PERMISSION_DENIED|(?:ROUTINE|FUNCTION|SCHEMA|CATALOG)_(?:NOT_FOUND|DOES_NOT_EXIST)"
-    r"|User (?:has no|does not have) )"
+    r"|(?:routine|function|schema|catalog) \S+ (?:does not exist|(?:is|was) not found)"
+    r"|User (?:has no|does not have) )",
+    re.IGNORECASE,
 )
 _SESSION_CLOSED = re.compile(
     _START + r"(?:INVALID_HANDLE\.SESSION_|SESSION_(?:CLOSED|CHANGED|NOT_FOUND|EXPIRED)"
-    r"|NO_ACTIVE_SESSION|session_id is no longer usable)"
+    r"|NO_ACTIVE_SESSION|(?:the )?(?:spark )?session (?:is|was|has been) (?:closed|stopped)"
+    r"|session_id is no longer usable|Cannot invoke RPC on closed channel)",
+    re.IGNORECASE,
 )
 
 

@@ -14,10 +14,6 @@ import pytest
 
 from agent_kit.sandbox import run_python
 
-CLOSED = (
-    "[INVALID_HANDLE.SESSION_CLOSED] The handle is invalid. Session was closed. SQLSTATE: HY000"
-)
-
 
 class SparkConnectGrpcException(Exception):
     """An error of the server, as pyspark names it."""
@@ -31,6 +27,7 @@ class Spark:
         self.programs: list[str] = []  # of the statements that were not refused
         self.refusal: str | None = None  # of every statement
         self.unreachable: str | None = None
+        self.closed_message = ""
         self.closes_new_sessions = False
         self.hangs = False  # programs run until they are interrupted
         self.running = threading.Event()
@@ -66,7 +63,7 @@ class Session:
 
     def sql(self, statement: str, args: dict[str, str]) -> "Result":
         assert statement == "SELECT system.ai.python_exec(:code)"
-        if refusal := CLOSED if self.closed else self.spark.refusal:
+        if refusal := self.spark.closed_message if self.closed else self.spark.refusal:
             raise SparkConnectGrpcException(refusal)
         return Result(self.spark, args["code"], self._thread.tag)
 

@@ -243,6 +243,7 @@ def fail_with(message: str):
         fail_with("[ROUTINE_NOT_FOUND] The routine system.ai.python_exec cannot be found."),
         fail_with("[NO_SUCH_CATALOG_EXCEPTION] Catalog 'system' was not found."),
         fail_with("[SCHEMA_NOT_FOUND] The schema `system`.`ai` cannot be found."),
+        fail_with("Function system.ai.python_exec does not exist."),
         fail_with(NO_EXECUTE),
         fail_with("PERMISSION_DENIED: User does not have USE SCHEMA on Schema 'system.ai'."),
     ],
@@ -288,7 +289,12 @@ def test_the_fallback_is_logged_traced_and_shown(auto: Workspace, monkeypatch, c
         assert shown == {"place": "unity_catalog", "fallback": None}
 
 
-FAULTY = ["1 / 0", "raise SystemExit(3)", "raise Exception('[UNRESOLVED_ROUTINE] python_exec')"]
+FAULTY = [
+    "1 / 0",
+    "raise SystemExit(3)",
+    "raise Exception('[UNRESOLVED_ROUTINE] python_exec')",
+    "raise Exception('[INVALID_HANDLE.SESSION_CLOSED] the session was closed')",
+]
 
 
 @pytest.mark.parametrize("code", FAULTY)
@@ -317,8 +323,18 @@ def test_a_program_runs_in_spark(spark: Spark):
     assert len(spark.sessions) == 1
 
 
-def test_a_closed_session_is_opened_again_once(spark: Spark):
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[INVALID_HANDLE.SESSION_CLOSED] The handle is invalid. Session was closed.",
+        "[INVALID_HANDLE.SESSION_CHANGED] The existing Spark server driver has restarted.",
+        "BAD_REQUEST: session_id is no longer usable. Generate a new session_id",
+        "Cannot invoke RPC on closed channel!",
+    ],
+)
+def test_a_closed_session_is_opened_again_once(spark: Spark, message: str):
     assert run("print(1)") == ToolResult("1")
+    spark.closed_message = message
     spark.sessions[-1].closed = True
     assert run("print(17 * 23)") == ToolResult("391")
     assert spark.programs == ["print(1)", "print(17 * 23)"]
@@ -327,7 +343,7 @@ def test_a_closed_session_is_opened_again_once(spark: Spark):
     spark.sessions[-1].closed = spark.closes_new_sessions = True
     result = run("print(2)")
     assert result.failed
-    assert "SESSION_CLOSED" in result.text
+    assert message in result.text
     assert len(spark.sessions) == 3
 
 
