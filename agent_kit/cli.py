@@ -7,7 +7,9 @@ __all__ = ['agent_server', 'agent_evaluate', 'agent_kit']
 
 # %% ../nbs/60_cli.ipynb #010bf476
 import argparse
+import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -90,6 +92,8 @@ def _evaluate(output: Sequence[str], **options: Any) -> int:
 
     try:
         evaluation = evaluate(progress=_show_progress, **options)
+    except SystemExit as error:  # Its code is not the verdict.
+        raise RuntimeError(f"the agent or a scorer has ended the program: {error!r}") from error
     finally:
         close_tracing()
     print(evaluation.to_markdown())
@@ -113,7 +117,21 @@ def agent_evaluate(argv: Sequence[str] | None = None) -> int:
     """
     options = vars(_evaluate_parser().parse_args(argv))
     debug = options.pop("debug")
-    return _run(lambda: _evaluate(**options), debug, failure=2)
+    code = _run(lambda: _evaluate(**options), debug, failure=2)
+    if argv is None:
+        _end_in_time(code)
+    return code
+
+
+_EXIT_SECONDS = 5.0
+
+
+def _end_in_time(code: int) -> None:
+    """Let threads that hang, such as a sync agent's, delay the end of the process only a while."""
+    sys.stdout.flush()
+    timer = threading.Timer(_EXIT_SECONDS, os._exit, [code])
+    timer.daemon = True
+    timer.start()
 
 # %% ../nbs/60_cli.ipynb #1cff1624
 def agent_kit(argv: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from difflib import get_close_matches
@@ -20,14 +21,21 @@ from typing import Any
 
 from .answers import Progress, collect_answers
 from .cases import Case, DatasetError, cases_digest
-from .checks import Answer, check_expectations
+from .checks import Answer, check_expectations, shorten
 from .datasets import append_case as append_case
 from .datasets import case_from_conversation as case_from_conversation
 from .datasets import load_cases, make_cases
 from .evaluation import Evaluation, EvaluationError, read_evaluation
 from .mlflow_log import EvaluationLog
-from .results import Row, read_threshold, refuse_unknown_metrics
-from .scorers import DEFAULT_SCORERS, Score, Scorer, as_scorer, score_answer
+from .results import Row, has_change, read_threshold, refuse_unknown_metrics
+from agent_kit.evaluate.scorers import (
+    DEFAULT_SCORERS,
+    Score,
+    Scorer,
+    as_scorer,
+    score_answer,
+    too_long,
+)
 from .scorers import scorer as scorer
 from ..server import AgentServer, load_server
 from ..settings import Settings, Threshold, get_settings
@@ -92,6 +100,21 @@ def read_scorers(scorers: Scorers | None, settings: Settings) -> tuple[Scorer, .
     return found
 
 # %% ../../nbs/evaluate/90_evaluate.ipynb #a5207c3e
+_MAX_LATE = 3
+
+
+def _score_unless_late(
+    scorer: Scorer, case: Case, answer: Answer, trace: Any, late: Counter[str]
+) -> Score:
+    """Return a score, an error if the scorer has been too late too often; count if it is late."""
+    if late[scorer.name] >= _MAX_LATE:
+        error = f"not called: {_MAX_LATE} times {too_long(scorer)}"
+        return Score(None, name=scorer.name, error=error)
+    found = score_answer(scorer, case, answer, trace)
+    late[scorer.name] += found.error == too_long(scorer)
+    return found
+
+
 def _score_answers(
     scorers: Sequence[Scorer],
     cases: Sequence[Case],
@@ -101,6 +124,7 @@ def _score_answers(
 ) -> tuple[Row, ...]:
     """Return a row for each answer, with a score of each scorer."""
     traces_stored: Future[None] = Future()
+    late: Counter[str] = Counter()
 
     def score(scorer: Scorer, case: Case, answer: Answer) -> Score:
         trace, error = None, "there is no trace of the answer"
@@ -113,43 +137,72 @@ def _score_answers(
                 error = str(failure)
             if trace is None and scorer.needs_trace and scorer.applies_to(case):
                 return Score(None, name=scorer.name, error=error)
-        return score_answer(scorer, case, answer, trace)
+        return _score_unless_late(scorer, case, answer, trace, late)
 
     def row(case: Case, repeat: int, answer: Answer) -> Row:
         return Row(case, repeat, answer, tuple(score(each, case, answer) for each in scorers))
 
     pairs = zip(cases, answers, strict=True)
     jobs = [(case, *each) for case, repeats in pairs for each in enumerate(repeats)]
-    with ThreadPoolExecutor(workers, thread_name_prefix="scorer") as pool:
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="scorer")
+    try:
         # One wait for all rows; it fails for all of them if MLflow cannot be reached.
         has_traces = any(answer.trace_ids for _, _, answer in jobs)
         if has_traces and any("trace" in each.parameters for each in scorers):
             traces_stored = pool.submit(log.wait_for_traces)
         return tuple(pool.map(lambda job: row(*job), jobs))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # Rows are left if it is interrupted.
 
 # %% ../../nbs/evaluate/90_evaluate.ipynb #1a33743d
 Baseline = Evaluation | str | os.PathLike[str]
 
 
-def _find_baseline(baseline: Baseline | None, settings: Settings) -> Evaluation | None:
+def _find_baseline(
+    baseline: Baseline | None, name: str, cases: Sequence[Case], settings: Settings
+) -> Evaluation | None:
+    """Return the baseline of an evaluation of the dataset with a name."""
     if baseline is None or isinstance(baseline, Evaluation):
         return baseline
+    if baseline == "latest":
+        return EvaluationLog(settings).find_latest(name, cases)
     if not isinstance(baseline, str) or baseline.endswith(".json") or Path(baseline).is_file():
         return read_evaluation(baseline)
     return EvaluationLog(settings).find(baseline)
 
 # %% ../../nbs/evaluate/90_evaluate.ipynb #2bf2baa0
-def _unread_expectations(cases: Sequence[Case], scorers: Sequence[Scorer]) -> tuple[str, ...]:
-    """Return a note for each expectation that no scorer reads."""
+def _check_expectations_read(cases: Sequence[Case], scorers: Sequence[Scorer]) -> None:
+    """Raise a DatasetError for the expectations that no scorer reads."""
     if any(each.reads is None and {"expectations", "case"} & each.parameters for each in scorers):
-        return ()
+        return
     read = {name for each in scorers for name in each.reads or ()}
     counts = Counter(name for case in cases for name in case.expectations if name not in read)
-    return tuple(
+    problems = [
         f"no scorer reads the expectation {name!r} (cases: {count})"
         + "".join(f"; did you mean {match!r}?" for match in get_close_matches(name, read, 1, 0.8))
         for name, count in counts.items()
-    )
+    ]
+    if problems:
+        raise DatasetError("\n".join(problems))
+
+# %% ../../nbs/evaluate/90_evaluate.ipynb #5f0e1c02
+def _check_judged(
+    cases: Sequence[Case], scorers: Sequence[Scorer], thresholds: Sequence[Threshold]
+) -> None:
+    """Raise a DatasetError for the cases that no scorer can judge."""
+    gated = {each.metric.partition("/")[0] for each in thresholds}
+    judges = [
+        each
+        for each in scorers
+        if not thresholds or each.name in gated or (each.parameters and not each.measures)
+    ]
+    unjudged = [case for case in cases if not any(each.applies_to(case) for each in judges)]
+    if unjudged:
+        count, question = len(unjudged), shorten(unjudged[0].question, 60)
+        raise DatasetError(
+            f"no scorer can judge {count} of {len(cases)} cases, such as {question!r}: add an "
+            "expectation, or a threshold of a scorer that needs none"
+        )
 
 # %% ../../nbs/evaluate/90_evaluate.ipynb #90dc6a0e
 def _counts(settings: Settings, **counts: int | None) -> Iterable[int]:
@@ -162,7 +215,7 @@ def _counts(settings: Settings, **counts: int | None) -> Iterable[int]:
 
 
 def _plan(
-    name: str | None,
+    dataset: str,
     cases: Sequence[Case],
     repeats: int,
     scorers: Sequence[Scorer],
@@ -173,18 +226,35 @@ def _plan(
     """Return the evaluation as it is before the agent is asked."""
     requested = settings.evaluate.thresholds if thresholds is None else thresholds
     gate = [each if isinstance(each, Threshold) else read_threshold(each) for each in requested]
-    before = _find_baseline(baseline, settings)
-    known = {row.case.id for row in before.rows} if before else set()
-    is_comparable = any(case.id in known for case in cases)
-    refuse_unknown_metrics(gate, [each.name for each in scorers], is_comparable, repeats)
+    _check_expectations_read(cases, scorers)
+    before = _find_baseline(baseline, dataset, cases, settings)
+    rows, notes = before.rows if before else (), []
+    if baseline == "latest":
+        new = {f"{each.name}/change" for each in scorers if not has_change(each, cases, rows)}
+        unchecked = [each for each in gate if each.metric in new]
+        gate = [each for each in gate if each.metric not in new]
+        notes = [f"not checked, for want of a baseline: {each}" for each in unchecked]
+        if not before:
+            notes.insert(0, f"no evaluation of {dataset} has passed yet, so nothing is compared")
+    refuse_unknown_metrics(gate, scorers, cases, rows, repeats)
+    _check_judged(cases, scorers, gate)
     return Evaluation(
-        name=name or f"evaluation {datetime.now():%Y-%m-%d %H:%M:%S}",
+        name=f"evaluation {datetime.now():%Y-%m-%d %H:%M:%S}",
         rows=(),
         scorers={each.name: each.measures for each in scorers},
         thresholds=tuple(gate),
         baseline=before,
-        notes=_unread_expectations(cases, scorers),
+        notes=tuple(notes),
     )
+
+
+def _check_traces(scorers: Sequence[Scorer], are_stored: bool) -> None:
+    """Raise an EvaluationError if a scorer reads traces and there are none."""
+    if needs := [each.name for each in scorers if each.needs_trace and not are_stored]:
+        raise EvaluationError(
+            f"the scorer {needs[0]} reads the traces of the answers, and none are stored: see "
+            "[mlflow] tracing, and leave out --no-mlflow (log=False)"
+        )
 
 # %% ../../nbs/evaluate/90_evaluate.ipynb #5b032023
 def _facts(
@@ -214,11 +284,32 @@ def _store(evaluation: Evaluation, log: EvaluationLog) -> Evaluation:
         return replace(evaluation, run_id=log.save(evaluation))
     except EvaluationError as error:
         file = f".agent_kit/evaluations/{datetime.now():%Y%m%d-%H%M%S-%f}.json"
-        evaluation.save(project / file)
         note = f"not in MLflow but in {file}, a baseline for later: {error}"
+        try:
+            with suppress(OSError):  # It has answers; `save` reports what is wrong.
+                (project / file).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            evaluation.save(project / file)
+        except EvaluationError as failure:
+            note = f"neither in MLflow ({error}) nor in a file ({failure})"
         return replace(evaluation, notes=(*evaluation.notes, note))
 
 # %% ../../nbs/evaluate/90_evaluate.ipynb #ed3045bb
+def _ask(
+    server: AgentServer,
+    cases: Sequence[Case],
+    scorers: Sequence[Scorer],
+    repeats: int,
+    workers: int,
+    progress: Progress | None,
+    log: bool,
+) -> tuple[Row, ...]:
+    """Return the scored answers of the server's agent."""
+    answers = collect_answers(
+        server, cases, repeats=repeats, workers=workers, progress=progress, traced=log
+    )
+    return _score_answers(scorers, cases, answers, workers, EvaluationLog(server.settings))
+
+
 def evaluate(
     server: AgentServer | None = None,
     *,
@@ -243,7 +334,7 @@ def evaluate(
         thresholds: The thresholds to reach, such as `correctness >= 0.9`.
         baseline: An evaluation, a JSON file, the id of an MLflow run, or `latest`.
         name: A name for people, by default the time.
-        log: Whether to store the evaluation in MLflow.
+        log: Whether to store the evaluation and the traces of its answers in MLflow.
         progress: A function of the number of answers so far and in total.
 
     Raises:
@@ -253,9 +344,9 @@ def evaluate(
     repeats, workers = _counts(server.settings, repeats=repeats, workers=workers)
     source, cases = _read_dataset(dataset, server.settings)
     chosen = read_scorers(scorers, server.settings)
-    planned = _plan(name, cases, repeats, chosen, thresholds, baseline, server.settings)
-    answers = collect_answers(server, cases, repeats=repeats, workers=workers, progress=progress)
-    runs = EvaluationLog(server.settings)
-    rows = _score_answers(chosen, cases, answers, workers, runs)
-    done = replace(planned, rows=rows, facts=_facts(server, source, cases, repeats, workers))
-    return _store(done, runs) if log else done
+    _check_traces(chosen, log and server.settings.mlflow.tracing)
+    planned = _plan(source, cases, repeats, chosen, thresholds, baseline, server.settings)
+    rows = _ask(server, cases, chosen, repeats, workers, progress, log)
+    facts = _facts(server, source, cases, repeats, workers)
+    done = replace(planned, name=name or planned.name, rows=rows, facts=facts)
+    return _store(done, EvaluationLog(server.settings)) if log else done

@@ -9,13 +9,13 @@ __all__ = ['Progress', 'request_of', 'NoAnswer', 'answer_case', 'collect_answers
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import httpx2
-from anyio import CancelScope
-from anyio.from_thread import start_blocking_portal
 
 from .cases import Case
 from .checks import Answer, response_items, shorten
@@ -24,6 +24,7 @@ from ..redaction import redact
 from ..server import AgentServer
 from ..server.in_process import InProcessTransport
 from ..tracing import TraceNotFoundError, trace_tree
+from ..tracing.recorder import only_in_memory
 
 # %% ../../nbs/evaluate/60_answers.ipynb #531c85a6
 def _messages_key(task: str) -> str:
@@ -65,6 +66,36 @@ async def _post(http: httpx2.AsyncClient, body: dict[str, Any]) -> tuple[dict[st
     raise NoAnswer(message, trace_id)
 
 # %% ../../nbs/evaluate/60_answers.ipynb #75487eb7
+_GRACE_SECONDS = 5.0
+
+
+async def _end(task: asyncio.Future[Any]) -> None:
+    """Cancel a task, and wait a while for its end."""
+    task.add_done_callback(lambda _: task.cancelled() or task.exception())
+    task.cancel()
+    await asyncio.wait([task], timeout=_GRACE_SECONDS)
+
+
+async def _play(
+    http: httpx2.AsyncClient,
+    case: Case,
+    task: str,
+    responses: list[dict[str, Any]],
+    trace_ids: list[str],
+) -> None:
+    """Send the turns of a case; add each response and the id of its trace to the lists."""
+    body, key = request_of(case, task), _messages_key(task)
+    history: list[dict[str, Any]] = []
+    for turn in case.inputs.get("turns", [None]):
+        if turn is not None:
+            history.append({"role": "user", "content": turn})
+            body[key] = history
+        response, trace_id = await _post(http, body)
+        responses.append(response)
+        trace_ids.append(trace_id)
+        history += [history_item(item) for item in response_items(response)]
+
+
 async def answer_case(http: httpx2.AsyncClient, case: Case, task: str, seconds: float) -> Answer:
     """Return an agent's answer to a case; its `error` states why there is none.
 
@@ -74,40 +105,38 @@ async def answer_case(http: httpx2.AsyncClient, case: Case, task: str, seconds: 
         task: The task type of the agent.
         seconds: The timeout of all turns together.
     """
-    body, key = request_of(case, task), _messages_key(task)
-    history: list[dict[str, Any]] = []
     responses: list[dict[str, Any]] = []
     trace_ids: list[str] = []
     error, started = None, time.perf_counter()
+    playing = asyncio.ensure_future(_play(http, case, task, responses, trace_ids))
     try:
-        async with asyncio.timeout(seconds):
-            for turn in case.inputs.get("turns", [None]):
-                if turn is not None:
-                    history.append({"role": "user", "content": turn})
-                    body[key] = history
-                response, trace_id = await _post(http, body)
-                responses.append(response)
-                trace_ids.append(trace_id)
-                history += [history_item(item) for item in response_items(response)]
-    except TimeoutError:
-        error = f"no answer within {seconds:g} seconds"
+        # Not `asyncio.timeout`, which waits for the end of an agent that cannot be cancelled.
+        await asyncio.wait([playing], timeout=seconds)
+        if playing.done():
+            playing.result()
+        else:
+            error = f"no answer within {seconds:g} seconds"
     except NoAnswer as failure:
         error = str(failure)
         trace_ids.append(failure.trace_id)
     except Exception as failure:
         error = f"{type(failure).__name__}: {failure}"
-    duration = time.perf_counter() - started
+    finally:
+        duration = time.perf_counter() - started
+        await _end(playing)
     known_ids = tuple(filter(None, trace_ids))
     return Answer(tuple(responses), duration, error and redact(error), known_ids)
 
 # %% ../../nbs/evaluate/60_answers.ipynb #70d8cdcc
+_Result = TypeVar("_Result")
 Progress = Callable[[int, int], object]
 _one_at_a_time = threading.Lock()
 
 
 async def _answer_all(
-    server: AgentServer, cases: Sequence[Case], workers: int, progress: Progress
+    server: AgentServer, cases: Sequence[Case], workers: int, progress: Progress, traced: bool
 ) -> list[Answer]:
+    only_in_memory.set(not traced)
     slots, done, timeout = asyncio.Semaphore(workers), 0, server.settings.agent.timeout_seconds
     transport, url = InProcessTransport(server.app, server.life), "http://localhost"
     http = httpx2.AsyncClient(transport=transport, base_url=url, timeout=None)
@@ -118,16 +147,44 @@ async def _answer_all(
             result = await answer_case(http, case, server.task, timeout)
         done += 1
         progress(done, len(cases))
-        return result
+        return result if traced else replace(result, trace_ids=())
 
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(answer(case)) for case in cases]
         return [task.result() for task in tasks]
     finally:
-        # An interrupted portal cancels every wait that is not shielded.
-        with CancelScope(shield=True):
-            await http.aclose()
+        await asyncio.wait([asyncio.ensure_future(http.aclose())], timeout=_GRACE_SECONDS)
+
+
+def _run_apart(main: Coroutine[Any, Any, _Result]) -> _Result:
+    """Run a coroutine in a thread with its own event loop, and return its result."""
+    outcome: Future[_Result] = Future()
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = Future()
+
+    async def run() -> None:
+        task = asyncio.ensure_future(main)
+        started.set_result((asyncio.get_running_loop(), task))
+        outcome.set_result(await task)
+
+    def run_loop() -> None:
+        try:
+            asyncio.run(run())
+        except BaseException as error:
+            if not outcome.done():
+                ended = isinstance(error, SystemExit | KeyboardInterrupt)
+                reason = RuntimeError(f"the agent has ended its event loop: {error!r}")
+                outcome.set_exception(reason if ended else error)
+
+    thread = threading.Thread(target=run_loop, name="evaluation", daemon=True)
+    thread.start()
+    try:
+        return outcome.result()
+    finally:
+        with suppress(RuntimeError, TimeoutError):  # The loop is closed, or has never started.
+            loop, task = started.result(_GRACE_SECONDS)
+            loop.call_soon_threadsafe(task.cancel)
+        thread.join(2 * _GRACE_SECONDS)
 
 
 def collect_answers(
@@ -137,6 +194,7 @@ def collect_answers(
     repeats: int = 1,
     workers: int = 4,
     progress: Progress | None = None,
+    traced: bool = True,
 ) -> list[list[Answer]]:
     """Return the answers of a server's agent: a list for each case, an entry for each repeat.
 
@@ -146,6 +204,7 @@ def collect_answers(
         repeats: The number of answers to each case.
         workers: The number of concurrent requests.
         progress: A function of the number of answers so far and in total.
+        traced: Whether to store traces, as far as the settings of the server do.
 
     Raises:
         ServerError: No agent is registered.
@@ -153,6 +212,6 @@ def collect_answers(
     server.check()
     # The repeats of a case lie apart: a bad minute of the agent must not hit them all.
     rounds, report = [*cases] * repeats, progress or (lambda done, total: None)
-    with _one_at_a_time, start_blocking_portal(name="evaluation") as portal:
-        answers = portal.call(_answer_all, server, rounds, workers, report)
+    with _one_at_a_time:
+        answers = _run_apart(_answer_all(server, rounds, workers, report, traced))
     return [answers[number :: len(cases)] for number in range(len(cases))]

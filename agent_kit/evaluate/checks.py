@@ -52,7 +52,28 @@ def _tool_call(call: Mapping[str, Any]) -> ToolCall:
         return ToolCall(call["name"], arguments)
 
 # %% ../../nbs/evaluate/30_checks.ipynb #88f0db06
-_TOKEN_COUNTS = ("input_tokens", "output_tokens", "prompt_tokens", "completion_tokens")
+_TOKEN_COUNTS = (("input_tokens", "prompt_tokens"), ("output_tokens", "completion_tokens"))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _count_tokens(response: Any) -> float | None:
+    """Return the tokens of a response; None if its usage does not state them."""
+    usage = response.get("usage") if isinstance(response, Mapping) else None
+    if not isinstance(usage, Mapping):
+        return None
+
+    def count(*names: str) -> float | None:
+        value: Any = next((usage[name] for name in names if name in usage), None)
+        return value if _is_number(value) and 0 <= value < math.inf else None
+
+    total = count("total_tokens")
+    if not total:
+        counts = [count(*names) for names in _TOKEN_COUNTS]
+        total = None if None in counts else sum(filter(None, counts))
+    return total or None  # An answer takes some: zeros are of an agent that does not count.
 
 
 @dataclass(frozen=True)
@@ -92,14 +113,9 @@ class Answer:
 
     @property
     def tokens(self) -> float | None:
-        """The tokens of all turns; None if a response does not report its usage."""
-        total = 0
-        for response in self.responses:
-            usage = response.get("usage") if isinstance(response, Mapping) else None
-            if not usage:
-                return None
-            total += usage.get("total_tokens") or sum(usage.get(key) or 0 for key in _TOKEN_COUNTS)
-        return total if self.responses else None
+        """The tokens of all turns; None if they are unknown for one of them."""
+        counts = [_count_tokens(response) for response in self.responses]
+        return sum(filter(None, counts)) if counts and None not in counts else None
 
 # %% ../../nbs/evaluate/30_checks.ipynb #a1f93dd6
 def shorten(text: str, limit: int = 160) -> str:
@@ -116,6 +132,8 @@ def _texts(expected: Any) -> list[str]:
     texts = [expected] if isinstance(expected, str) else expected
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise DatasetError(f"must be a text or a list of texts, not {expected!r}")
+    if not texts or not all(map(str.strip, texts)):
+        raise DatasetError(f"must not be empty, which every answer meets: {expected!r}")
     return texts
 
 # %% ../../nbs/evaluate/30_checks.ipynb #a9c8cd0f
@@ -149,10 +167,6 @@ def _check_pattern(answer: Answer, expected: Any) -> str:
 _NUMBER = re.compile(
     r"(?<![\w.])[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?(?!\d)"
 )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_number(answer: Answer, expected: Any) -> str:

@@ -6,18 +6,21 @@
 __all__ = ['without_content', 'EvaluationLog']
 
 # %% ../../nbs/evaluate/85_mlflow_log.ipynb #fa7d9adc
+import fcntl
+import hashlib
 import os
+import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cases import strict_json
+from .cases import Case, strict_json
 from .evaluation import Evaluation, EvaluationError, read_evaluation
 from .results import Row
 from ..redaction import redact
@@ -85,7 +88,10 @@ def _annotate_traces(settings: Settings, run_id: str, evaluation: Evaluation) ->
 
     # Each thread needs a connection of MLflow's pool, so there are few.
     with ThreadPoolExecutor(4, thread_name_prefix="evaluation") as pool:
-        list(pool.map(annotate, [row for row in evaluation.rows if row.answer.trace_ids]))
+        try:
+            list(pool.map(annotate, [row for row in evaluation.rows if row.answer.trace_ids]))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # One row has failed: MLflow is away.
 
 # %% ../../nbs/evaluate/85_mlflow_log.ipynb #edea24df
 def _table(evaluation: Evaluation) -> dict[str, Any]:
@@ -103,7 +109,7 @@ def _table(evaluation: Evaluation) -> dict[str, Any]:
     return redact(columns)
 
 # %% ../../nbs/evaluate/85_mlflow_log.ipynb #dbb614ac
-_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 
 @contextmanager
@@ -123,6 +129,27 @@ def _explained() -> Iterator[None]:
             os.environ.pop(name, None)
 
 # %% ../../nbs/evaluate/85_mlflow_log.ipynb #49bb46e0
+_CUT_AFTER_SECONDS = 3600
+
+
+@contextmanager
+def _storing(settings: Settings) -> Iterator[None]:
+    """Hold the lock of this host for storing an evaluation of a project."""
+    settings.mlflow.spool_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (settings.mlflow.spool_dir / "evaluation.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _close_cut_runs(client: "MlflowClient", experiment_id: str, place: str) -> None:
+    """Close as failed the runs of evaluations that were cut while they were stored."""
+    running = "attributes.status = 'RUNNING' and tags.`agent_kit.passed` != ''"
+    for run in client.search_runs([experiment_id], running):
+        seconds = time.time() - run.info.start_time / 1000
+        if run.data.tags.get("agent_kit.place") == place or seconds > _CUT_AFTER_SECONDS:
+            client.set_terminated(run.info.run_id, "FAILED")
+
+
 class EvaluationLog:
     """The evaluations in the MLflow experiment that the settings name.
 
@@ -146,7 +173,8 @@ class EvaluationLog:
         # First of all: without a connection there is nothing to wait for.
         _ = self._connection
         if self.settings.mlflow.tracing and not flush_traces(timeout):
-            raise EvaluationError(f"traces cannot be stored: {tracing_status()['error']}")
+            reason = tracing_status()["error"] or "MLflow is slower than the requests"
+            raise EvaluationError(f"traces cannot be stored: {reason}")
 
     def find_trace(self, trace_id: str) -> "Trace | None":
         """Return a stored trace with its spans."""
@@ -156,15 +184,18 @@ class EvaluationLog:
     def save(self, evaluation: Evaluation) -> str:
         """Store an evaluation whose traces are stored already, and return the id of its run."""
         client, experiment_id = self._connection
+        place = f"{socket.gethostname()}:{self.settings.mlflow.spool_dir}"
         tags = {
             "mlflow.runType": "genai_evaluate",
             "agent_kit.passed": str(evaluation.passed).lower(),
+            "agent_kit.place": hashlib.sha256(place.encode()).hexdigest()[:12],
         }
         if commit := evaluation.facts.get("commit"):
             tags["mlflow.source.git.commit"] = commit
         if self.settings.mlflow.trace_content != "full":
             evaluation = without_content(evaluation)
-        with _explained():
+        with _explained(), _storing(self.settings):
+            _close_cut_runs(client, experiment_id, tags["agent_kit.place"])
             name = redact(evaluation.name)
             run_id = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
             try:
@@ -193,22 +224,39 @@ class EvaluationLog:
         client.log_text(run_id, redact(evaluation._repr_html_()), "evaluation.html")
         client.log_table(run_id, _table(evaluation), "results.json")
 
+    def find_latest(self, dataset: str, cases: Sequence[Case]) -> Evaluation | None:
+        """Return the newest evaluation of a dataset that has passed; it shares a case with `cases`.
+
+        Args:
+            dataset: The name of the dataset.
+            cases: The cases to compare.
+        """
+        client, experiment_id = self._connection
+        passed = "attributes.status = 'FINISHED' and tags.`agent_kit.passed` = 'true'"
+        ids, token = {case.id for case in cases}, None
+        while True:
+            with _explained():
+                runs = client.search_runs([experiment_id], passed, max_results=50, page_token=token)
+            for run in runs:
+                if run.data.params.get("dataset") != redact(dataset)[:500]:
+                    continue
+                with suppress(EvaluationError):  # Its file is missing or cannot be read.
+                    found = self.find(run.info.run_id)
+                    if any(row.case.id in ids for row in found.rows):
+                        return found
+            if not (token := runs.token):
+                return None
+
     def find(self, run_id: str) -> Evaluation:
-        """Return the evaluation of a run; `latest` is the newest run that has finished.
+        """Return the evaluation of a run.
 
         Raises:
             EvaluationError: There is no such run.
         """
-        client, experiment_id = self._connection
-        finished = "tags.`mlflow.runType` = 'genai_evaluate' and attributes.status = 'FINISHED'"
+        client = self._connection[0]
         with _explained(), tempfile.TemporaryDirectory() as folder:
             from mlflow.artifacts import download_artifacts
 
-            if run_id == "latest":
-                runs = client.search_runs([experiment_id], finished, max_results=1)
-                if not runs:
-                    raise EvaluationError("there is no evaluation yet that could be the baseline")
-                run_id = runs[0].info.run_id
             uri = f"{client.get_run(run_id).info.artifact_uri}/evaluation.json"
             # A local file is read where it is: MLflow's copying would leave a thread running.
             file = download_artifacts(

@@ -88,6 +88,8 @@ class InfoRoutes:
 
     async def info(self) -> dict[str, Any]:
         """Describe the agent: its name, task type, title, icon and features."""
+        from agent_kit.tools.python_exec import describe_python_exec
+
         settings, task = self._service.settings, self._service.task
         server, has_state = settings.server, self._service.state is not None
         return {
@@ -101,6 +103,7 @@ class InfoRoutes:
             "version": __version__,
             "use_case": "agent",
             "agent_api": task.rpartition("/")[2],
+            "python_exec": describe_python_exec(settings),
             "features": {
                 "store": has_state,
                 "background": has_state,

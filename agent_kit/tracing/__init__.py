@@ -21,7 +21,12 @@ from .drain import DrainState
 from .mlflow_capture import capture_mlflow_spans, collect_trace_info
 from .mlflow_setup import active_model_id, is_databricks, open_experiment
 from .mlflow_setup import setup_mlflow as setup_mlflow
-from .recorder import find_recorder, list_recorders, recent_traces
+from agent_kit.tracing.recorder import (
+    find_recorder,
+    list_recorders,
+    only_in_memory,
+    recent_traces,
+)
 from .spans import Span, TraceRecord, enter, from_json, leave, to_json
 from .spans import span as span
 from .spool import spool_bytes
@@ -181,7 +186,11 @@ def start_trace(
         return RequestTrace(None, settings)
     capture_mlflow_spans()
 
+    in_memory = only_in_memory.get()
+
     def write(trace_id: str, line: bytes) -> None:
+        if in_memory:
+            return recent_traces.add(trace_id, line, settings)
         # A trace may continue after its recorder was closed.
         find_recorder(settings).write(trace_id, line)
 

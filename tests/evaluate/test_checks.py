@@ -93,7 +93,31 @@ def test_tokens_are_summed_or_unknown() -> None:
         == 5
     )
     assert Answer(({"usage": {"total_tokens": 3}}, "unknown")).tokens is None
+    assert (
+        Answer(({"usage": {"total_tokens": "?", "input_tokens": 2, "output_tokens": 0}},)).tokens
+        == 2
+    )
     assert Answer().tokens is None
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        5,
+        [],
+        {},
+        {"total_tokens": -1},
+        {"total_tokens": "5"},
+        {"total_tokens": True},
+        {"total_tokens": float("nan")},
+        {"input_tokens": 5},
+        {"input_tokens": 5, "output_tokens": None},
+        {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0},
+    ],
+)
+def test_tokens_that_cannot_be_counted_are_unknown(usage: object) -> None:
+    assert Answer(({"usage": usage},)).tokens is None
 
 
 @pytest.mark.parametrize(
@@ -214,6 +238,9 @@ def test_arguments_count_where_they_are_expected() -> None:
         ("expected_tool_calls", ["add"], "a call is"),
         ("expected_tool_calls", {"calls": [], "order": "SORTED"}, "the order must be EXACT"),
         ("max_tokens", "many", "must be a number"),
+        ("expected_facts", [], "must not be empty"),
+        ("forbidden_facts", ["a", " "], "must not be empty"),
+        ("expected_pattern", "", "must not be empty"),
     ],
 )
 def test_an_invalid_expectation_is_found_before_the_agent_is_called(

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -20,13 +22,15 @@ from support.tracing_support import change
 from agent_kit.cli import agent_evaluate
 from agent_kit.evaluate import evaluate
 from agent_kit.evaluate.cases import DatasetError
-from agent_kit.evaluate.evaluation import EvaluationError, read_evaluation
+from agent_kit.evaluate.datasets import load_cases
+from agent_kit.evaluate.evaluation import Evaluation, EvaluationError, read_evaluation
 from agent_kit.evaluate.mlflow_log import EvaluationLog
 from agent_kit.evaluate.results import ThresholdError
-from agent_kit.evaluate.scorers import Score, expectation, scorer
+from agent_kit.evaluate.scorers import DEFAULT_SCORERS, Score, expectation, scorer
 from agent_kit.runs.handlers import Registry
 from agent_kit.server import AgentServer, ServerError, create_server
 from agent_kit.settings import Settings, load_settings
+from agent_kit.tracing import tracing_status
 
 pytest_plugins = ["support.tracing_fixtures"]
 
@@ -128,20 +132,6 @@ def test_a_scorer_error_invalidates_the_evaluation(untraced: Settings) -> None:
     assert found.title.startswith("invalid")
 
 
-def test_a_scorer_that_applies_nowhere_has_no_number(untraced: Settings) -> None:
-    facts = expectation("expected_facts")
-    found = evaluate(
-        serve(untraced, str),
-        dataset=["a"],
-        scorers=[facts],
-        thresholds=["expected_facts > 0"],
-        log=False,
-    )
-    assert found.problems == ["there is no number expected_facts"]
-    assert "there is no such number" in found.to_markdown()
-    assert not found.passed
-
-
 @pytest.mark.parametrize(
     ("task", "inputs"),
     [
@@ -190,6 +180,29 @@ def test_an_answer_that_exceeds_the_timeout(tmp_path: Path) -> None:
     found = evaluate(server, dataset=["a"], log=False)
     assert found.rows[0].answer.error == "no answer within 1 seconds"
     assert closed
+
+
+def test_an_agent_that_cannot_be_cancelled_is_abandoned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent_kit.evaluate.answers._GRACE_SECONDS", 2)
+    overrides = {"mlflow.tracing": False, "agent.timeout_seconds": 0.2, "store.url": "none"}
+    settings = load_settings(tmp_path, environ={}, overrides=overrides)
+    server, release = create_server(settings=settings), threading.Event()
+
+    @server.invoke()
+    async def swallow(request):
+        while request.input[-1]["content"] == "a" and not release.is_set():
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.05)
+        return "b"
+
+    def end_at_last(done: int, total: int) -> None:
+        if done == total:
+            release.set()
+
+    found = evaluate(server, dataset=["a", "b"], log=False, progress=end_at_last)
+    assert [row.answer.error for row in found.rows] == ["no answer within 0.2 seconds", None]
 
 
 def test_within_a_running_loop(untraced: Settings) -> None:
@@ -303,10 +316,11 @@ def test_without_a_threshold_an_evaluation_is_done(untraced: Settings) -> None:
     assert found.title.startswith("done · ")
 
 
-def test_a_note_names_an_expectation_that_no_scorer_reads(untraced: Settings) -> None:
+def test_an_expectation_that_no_scorer_reads_is_an_error(untraced: Settings) -> None:
     dataset = [*echoes("a"), {"inputs": "b", "expectations": {"expected_fact": ["x"], "mood": 1}}]
-    found = evaluate(serve(untraced, str), dataset=dataset, log=False)
-    misspelt, unknown = found.notes
+    with pytest.raises(DatasetError) as raised:
+        evaluate(never_asked(untraced), dataset=dataset, log=False)
+    misspelt, unknown = str(raised.value).splitlines()
     assert misspelt.startswith("no scorer reads the expectation 'expected_fact' (cases: 1)")
     assert misspelt.endswith("did you mean 'expected_facts'?")
     assert unknown == "no scorer reads the expectation 'mood' (cases: 1)"
@@ -315,7 +329,46 @@ def test_a_note_names_an_expectation_that_no_scorer_reads(untraced: Settings) ->
         return expectations.get("mood", 1) > 0
 
     found = evaluate(serve(untraced, str), dataset=dataset, scorers=[cheerful], log=False)
-    assert found.notes == ()
+    assert found.values["cheerful"] == 1
+
+
+def test_a_scorer_that_hangs_fails_and_is_not_called_for_ever(untraced: Settings) -> None:
+    release, calls = threading.Event(), []
+
+    @scorer(timeout_seconds=0.1)
+    def hang(text: str) -> bool:
+        calls.append(text)
+        return release.wait(60)
+
+    found = evaluate(
+        serve(untraced, str), dataset=list("abcdef"), scorers=[hang, length], workers=1, log=False
+    )
+    release.set()
+    errors = [row.score("hang").error for row in found.rows]
+    assert errors[:3] == ["it took longer than 0.1 seconds"] * 3
+    assert errors[3:] == ["not called: 3 times it took longer than 0.1 seconds"] * 3
+    assert calls == list("abc")
+    assert found.problems == ["the scorer hang failed on 6 of 6 rows"]
+    assert found.values["length"] == 1
+
+
+def test_a_gate_needs_a_scorer_that_can_judge_each_row(untraced: Settings) -> None:
+    """Otherwise a row passes because nothing is expected of it."""
+    options = {"dataset": [*echoes("a"), "b"], "log": False}
+    gate = ["correctness >= 0.9"]
+    with pytest.raises(DatasetError, match="no scorer can judge 1 of 2 cases, such as 'b'"):
+        evaluate(never_asked(untraced), thresholds=gate, **options)
+
+    def brief(text: str) -> bool:
+        return len(text) < 5
+
+    server = serve(untraced, str)
+    judged = evaluate(server, thresholds=gate, scorers=[*DEFAULT_SCORERS, brief], **options)
+    assert judged.passed
+    assert evaluate(server, thresholds=[*gate, "answered >= 1"], **options).passed
+    assert evaluate(server, thresholds=[], **options).title.startswith("done")
+    with pytest.raises(DatasetError, match="no scorer can judge 1 of 2 cases"):
+        evaluate(never_asked(untraced), scorers=[expectation("expected_response")], **options)
 
 
 def test_a_table_is_a_dataset(untraced: Settings) -> None:
@@ -436,6 +489,12 @@ def never_asked(settings: Settings) -> AgentServer:
         ({"scorers": [partial(str)]}, TypeError, "has no name"),
         ({"scorers": [dict]}, TypeError, "a scorer is a function"),
         ({"baseline": "none.json"}, EvaluationError, "none.json cannot be read"),
+        (
+            {"scorers": [expectation("expected_facts")], "thresholds": ["expected_facts > 0"]},
+            ThresholdError,
+            "no case has what the scorer expected_facts reads",
+        ),
+        ({"thresholds": ["latency/pass_at_2 > 0"]}, ThresholdError, "latency measures"),
     ],
 )
 def test_invalid_arguments(
@@ -518,9 +577,11 @@ def test_a_run_in_mlflow_with_traces_scores_and_expectations(project: Settings) 
     assert expected == {"expected_response": "a"}
     assert by_id[last].info.tags["topic"] == "turns"
 
-    again = EvaluationLog(project).find("latest")
+    again = EvaluationLog(project).find_latest("rows", [found.rows[0].case])
+    assert again
     assert (again.values, again.run_id) == (found.values, found.run_id)
-    compared = evaluate(server, dataset=dataset, scorers=[length], baseline="latest", log=False)
+    scorers = [length, expectation("expected_response")]
+    compared = evaluate(server, dataset=dataset, scorers=scorers, baseline="latest", log=False)
     assert compared.measures[0].change
     assert compared.measures[0].change.difference == 0
 
@@ -543,9 +604,15 @@ def test_without_mlflow_no_evaluation_is_lost(
     assert "MLflow cannot be used" in note
     file = next((project.project_dir / ".agent_kit/evaluations").glob("*.json"))
     assert file.name in note
+    assert file.parent.stat().st_mode & 0o777 == 0o700
     assert read_evaluation(file).values == found.values
-    blind = evaluate(serve(settings, str), dataset=["a"], scorers=[traced], log=False)
-    assert "there is no trace of the answer" in blind.rows[0].failures[0]
+    shutil.rmtree(file.parent)
+    file.parent.touch()
+    unstored = evaluate(serve(settings, str), dataset=echoes("a"))
+    assert unstored.values["correctness"] == 1
+    assert "neither in MLflow" in unstored.notes[-1]
+    with pytest.raises(EvaluationError, match=r"traced reads the traces .* and none are stored"):
+        evaluate(never_asked(settings), dataset=["a"], scorers=[traced])
 
 
 def test_a_run_without_content_and_traces(project: Settings) -> None:
@@ -558,11 +625,97 @@ def test_a_run_without_content_and_traces(project: Settings) -> None:
     assert "secret thought" in found._repr_html_()
 
 
-def test_no_baseline_in_mlflow_yet(project: Settings) -> None:
+def test_a_baseline_that_is_not_in_mlflow(project: Settings) -> None:
+    with pytest.raises(EvaluationError, match="MLflow cannot"):
+        evaluate(never_asked(change(project, tracing=False)), dataset=["a"], baseline="0123abcd")
+
+
+def test_the_latest_baseline_is_the_newest_that_has_passed(project: Settings) -> None:
+    from mlflow import MlflowClient
+
     settings = change(project, tracing=False)
-    for baseline, message in (("latest", "no evaluation yet"), ("0123abcd", "MLflow cannot")):
-        with pytest.raises(EvaluationError, match=message):
-            evaluate(never_asked(settings), dataset=["a"], baseline=baseline)
+    gate = ["correctness >= 0.9", "correctness/change >= 0"]
+
+    def run(answer: Callable[[str], str], *words: str) -> Evaluation:
+        options = {"thresholds": gate, "baseline": "latest"}
+        return evaluate(serve(settings, answer), dataset=echoes(*words), **options)
+
+    first = run(str, "a", "b")
+    assert first.passed
+    assert first.baseline is None
+    assert first.notes[0] == "no evaluation of rows has passed yet, so nothing is compared"
+    assert first.notes[1].startswith("not checked, for want of a baseline: correctness/change")
+
+    failed = run(lambda word: "x", "a", "b")
+    assert not failed.passed
+    assert failed.baseline
+    assert failed.baseline.run_id == first.run_id
+    assert run(str, "c").baseline is None, "the cases are others"
+    client = MlflowClient(project.mlflow.tracking_uri)
+    experiment_id = client.get_run(first.run_id or "").info.experiment_id
+    for tags in ({}, {"agent_kit.passed": "true"}):  # one of plain MLflow, one without a file
+        tags = {"mlflow.runType": "genai_evaluate", **tags}
+        other = client.create_run(experiment_id, tags=tags)
+        client.log_param(other.info.run_id, "dataset", "rows")
+        client.set_terminated(other.info.run_id)
+    again = run(str, "a", "b")
+    assert again.passed
+    assert again.baseline
+    assert again.baseline.run_id == first.run_id
+    assert len(again.verdicts) == 2
+
+
+KILLED_WHILE_STORING = """
+import time
+from agent_kit.evaluate import evaluate
+from agent_kit.evaluate.mlflow_log import EvaluationLog
+from agent_kit.server import create_server
+
+def fill(self, client, run_id, evaluation):
+    print(run_id, flush=True)
+    time.sleep(600)
+
+EvaluationLog._fill = fill
+server = create_server()
+server.invoke()(lambda request: "a")
+evaluate(server, dataset=["a"], thresholds=[])
+"""
+
+
+def test_a_run_that_was_cut_is_closed_by_the_next_one(project: Settings) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(project.mlflow.tracking_uri)
+    settings = change(project, tracing=False)
+    command = [sys.executable, "-c", KILLED_WHILE_STORING]
+    environment = os.environ | {"AGENT_KIT_MLFLOW_TRACING": "false"}
+    with subprocess.Popen(
+        command, cwd=project.project_dir, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        cut = process.stdout.readline().strip()
+        process.kill()
+    experiment_id = client.get_run(cut).info.experiment_id
+    now = int(time.time() * 1000)
+
+    def start(age_ms: int, **tags: str) -> str:
+        return client.create_run(experiment_id, now - age_ms, tags).info.run_id
+
+    ours = {"agent_kit.passed": "true", "agent_kit.place": "elsewhere"}
+    foreign, elsewhere, old = start(7_200_000), start(0, **ours), start(7_200_000, **ours)
+    assert client.get_run(cut).info.status == "RUNNING"
+    evaluate(serve(settings, str), dataset=["a"])
+    status = {each: client.get_run(each).info.status for each in (cut, foreign, elsewhere, old)}
+    assert list(status.values()) == ["FAILED", "RUNNING", "RUNNING", "FAILED"]
+
+
+def test_without_a_log_no_trace_is_stored(project: Settings) -> None:
+    """The reason of a failure is known all the same."""
+    found = evaluate(serve(project, fail_on_b), dataset=echoes("a", "b"), log=False)
+    assert "RuntimeError: no b" in found.rows[1].failures[0]
+    assert [row.answer.trace_ids for row in found.rows] == [(), ()]
+    assert not project.mlflow.spool_dir.exists()
+    assert tracing_status()["spooled"] == 0
 
 
 # The command
@@ -586,8 +739,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     cases = [{"inputs": word, "expectations": {"expected_response": "A"}} for word in "ab"]
     (tmp_path / "cases.jsonl").write_text("\n".join(map(json.dumps, cases)))
     (tmp_path / "my_scorers.py").write_text(
-        "def short(text):\n    return len(text) < 5\n"
-        "def faulty(text):\n    return text['x']\n"
+        "def short(text, expectations):\n    return len(text) < 5\n"
+        "def faulty(text, case):\n    return text['x']\n"
         "GOOD = [short]\nBAD = (faulty,)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -615,6 +768,57 @@ def test_the_exit_codes_of_the_command(folder: Path, capsys: pytest.CaptureFixtu
     bad = ["--scorers", "my_scorers:BAD", "-t", "faulty >= 0"]
     assert agent_evaluate([*quiet, *bad]) == 2
     assert "the evaluation is invalid: the scorer faulty failed on 2" in capsys.readouterr().err
+
+
+def test_the_first_baseline_is_a_note(project: Settings, folder: Path, capfd) -> None:
+    arguments = ["-t", "correctness >= 0.5", "-t", "correctness/change >= 0"]
+    assert agent_evaluate([*arguments, "--baseline", "latest"]) == 0
+    assert "no evaluation of cases.jsonl has passed yet" in capfd.readouterr().err
+    assert agent_evaluate([*arguments, "--baseline", "latest"]) == 0
+    assert "holds: correctness/change >= 0 (it is 0)" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("module", ["my_agent", "my_scorers"])
+def test_code_that_ends_the_program_gives_no_verdict(
+    folder: Path, capsys: pytest.CaptureFixture[str], module: str
+) -> None:
+    (folder / f"{module}.py").write_text("import sys\nsys.exit(0)\n")
+    assert agent_evaluate(["--no-mlflow", "--scorers", "my_scorers:GOOD"]) == 2
+    assert "the agent or a scorer has ended the program: SystemExit(0)" in capsys.readouterr().err
+
+
+def test_an_agent_that_ends_the_event_loop_gives_no_verdict(folder: Path) -> None:
+    (folder / "my_agent.py").write_text(
+        "import asyncio, sys\n"
+        "from agent_kit.server import create_server\n"
+        "server = create_server()\n"
+        "app = server.app\n"
+        "@server.invoke()\n"
+        "async def answer(request):\n"
+        "    asyncio.get_running_loop().call_soon(sys.exit)\n"
+        "    await asyncio.sleep(600)\n"
+    )
+    command = [Path(sys.executable).with_name("agent-evaluate"), "--no-mlflow"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert "error: the agent has ended its event loop: SystemExit()" in done.stderr
+
+
+def test_an_agent_that_hangs_does_not_hold_the_process(folder: Path) -> None:
+    (folder / "my_agent.py").write_text(
+        "import time\n"
+        "from agent_kit.server import create_server\n"
+        "server = create_server()\n"
+        "app = server.app\n"
+        "@server.invoke()\n"
+        "def answer(request):\n"
+        "    time.sleep(600)\n"
+    )
+    command = [Path(sys.executable).with_name("agent-evaluate"), "--no-mlflow"]
+    environment = os.environ | {"AGENT_KIT_AGENT_TIMEOUT_SECONDS": "0.5"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2, done.stderr
+    assert "no answer within 0.5 seconds" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -660,4 +864,7 @@ def test_an_offline_agent_passes_an_evaluation(project: Settings) -> None:
     assert len(found["rows"]) >= 25
     assert len({row["case"]["tags"]["topic"] for row in found["rows"]}) >= 8
     assert all(row["trace_ids"] for row in found["rows"])
-    assert EvaluationLog(project).find("latest").run_id == found["run_id"]
+    cases = load_cases(folder / "cases.jsonl")
+    latest = EvaluationLog(project).find_latest("cases.jsonl", cases)
+    assert latest
+    assert latest.run_id == found["run_id"]

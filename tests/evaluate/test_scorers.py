@@ -1,6 +1,7 @@
 """Scorers: functions by the names of their parameters, and errors of the agent and of scorers."""
 
 import asyncio
+import threading
 
 import pytest
 
@@ -108,6 +109,29 @@ def test_a_scorer_that_raises_results_in_an_error() -> None:
     score = score_answer(Scorer("x", lambda text: text.index("nowhere")), CASE, ANSWER)
     assert score.value is None
     assert score.error == "ValueError: substring not found"
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt(), asyncio.CancelledError()])
+def test_a_scorer_that_ends_the_program_or_its_task_has_failed(error: BaseException) -> None:
+    def leave() -> bool:
+        raise error
+
+    async def leave_later() -> bool:
+        raise error
+
+    for function in (leave, leave_later):
+        score = score_answer(Scorer("x", function), CASE, ANSWER)
+        assert score.value is None
+        assert (score.error or "").startswith(type(error).__name__)
+
+
+def test_a_scorer_that_does_not_return_has_failed() -> None:
+    release = threading.Event()
+    score = score_answer(Scorer("x", lambda: release.wait(60), timeout_seconds=0.1), CASE, ANSWER)
+    threads = [each for each in threading.enumerate() if each.name == "scorer x"]
+    release.set()
+    assert score == Score(None, name="x", error="it took longer than 0.1 seconds")
+    assert [each.daemon for each in threads] == [True], "it would hold the end of the process"
 
 
 def test_a_missing_answer_is_a_failed_assessment_and_not_measured() -> None:

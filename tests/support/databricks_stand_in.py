@@ -82,7 +82,12 @@ class Workspace:
     refused_uploads: set[str] = field(default_factory=set)
     oauth_tokens_made: int = 0
     statements: dict[str, dict[str, Any]] = field(default_factory=dict)
+    statement_error: str | None = None  # the message of every statement
+    submission: "Refusal | ConnectionError | None" = None  # raised once it is received
+    submitting: threading.Event = field(default_factory=threading.Event)
+    accept: threading.Event = field(default_factory=threading.Event)
     polls_to_wait: int = 0
+    poll: "Refusal | None" = None
     lock: threading.Lock = field(default_factory=threading.Lock)
     model_refusal: "Refusal | None" = None
 
@@ -316,21 +321,37 @@ def execute_statement(workspace: Workspace, call: Call) -> _Answer:
     number = f"statement-{len(workspace.statements) + 1}"
     (code,) = [each["value"] for each in call.body["parameters"] if each["name"] == "code"]
     workspace.statements[number] = {"code": code, "waits": workspace.polls_to_wait}
-    return get_statement(workspace, call, number)
+    workspace.submitting.set()
+    assert workspace.accept.wait(60)
+    if workspace.submission:
+        raise workspace.submission
+    return _statement(workspace, number)
 
 
 @route("GET", r"/api/2.0/sql/statements/([^/]+)")
 def get_statement(workspace: Workspace, call: Call, number: str) -> _Answer:
+    if workspace.poll:
+        raise workspace.poll
+    return _statement(workspace, number)
+
+
+def _failed(head: dict[str, Any], message: str) -> _Answer:
+    error = {"error_code": "BAD_REQUEST", "message": message}
+    return head | {"status": {"state": "FAILED", "error": error}}
+
+
+def _statement(workspace: Workspace, number: str) -> _Answer:
     statement = workspace.statements[number]
     head = {"statement_id": number}
     if statement["waits"] > 0:
         statement["waits"] -= 1
         return head | {"status": {"state": "PENDING"}}
-    if "forbidden" in statement["code"]:
-        error = {"error_code": "BAD_REQUEST", "message": "User has no EXECUTE on python_exec"}
-        return head | {"status": {"state": "FAILED", "error": error}}
-    printed = run_python(statement["code"]).stdout
-    result = {"row_count": 1, "data_array": [[printed]]}
+    if workspace.statement_error:
+        return _failed(head, workspace.statement_error)
+    done = run_python(statement["code"])
+    if done.exit_code:
+        return _failed(head, f"[UDF_USER_CODE_ERROR.GENERIC] failed.\n{done.stderr}")
+    result = {"row_count": 1, "data_array": [[done.stdout]]}
     return head | {"status": {"state": "SUCCEEDED"}, "result": result}
 
 
@@ -379,6 +400,8 @@ class _Handler(BaseHTTPRequestHandler):
         with self.workspace.lock:
             try:
                 self._answer(200, self._dispatch(call))
+            except ConnectionError:
+                self.close_connection = True  # the answer is lost
             except Refusal as refusal:
                 body = {"error_code": refusal.code, "message": refusal.message}
                 self._answer(refusal.status, body)
@@ -430,6 +453,7 @@ class _Server(ThreadingHTTPServer):
 def serve_workspace() -> Iterator[Workspace]:
     """Serve an empty workspace on a free port inside the `with` block."""
     workspace = Workspace()
+    workspace.accept.set()
     handler = type("Handler", (_Handler,), {"workspace": workspace})
     with _Server(("127.0.0.1", 0), handler) as server:
         workspace.url = f"http://127.0.0.1:{server.server_port}"
