@@ -15,7 +15,7 @@ import typing
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from concurrent.futures import Executor
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from pydantic import BaseModel, ValidationError
 
@@ -210,10 +210,21 @@ class Registry:
         self.agents = agents
         self.version += 1
 
-    def invoke(self, *, resumable: bool = False) -> Callable[[_Function], _Function]:
-        """Return a decorator that registers a function which returns its whole answer.
+    @overload
+    def invoke(self, function: _Function, /) -> _Function: ...
+
+    @overload
+    def invoke(
+        self, function: None = None, /, *, resumable: bool = False
+    ) -> Callable[[_Function], _Function]: ...
+
+    def invoke(
+        self, function: Callable[..., Any] | None = None, /, *, resumable: bool = False
+    ) -> Any:
+        """Register a function that returns its whole answer: `@invoke`, or `@invoke()`.
 
         Args:
+            function: The function.
             resumable: Whether a background run is run again when its worker dies.
         """
 
@@ -225,12 +236,23 @@ class Registry:
             self.version += 1
             return function
 
-        return register
+        return register(function) if function else register
 
-    def stream(self, *, resumable: bool = False) -> Callable[[_Function], _Function]:
-        """Return a decorator that registers a function which yields its answer in chunks.
+    @overload
+    def stream(self, function: _Function, /) -> _Function: ...
+
+    @overload
+    def stream(
+        self, function: None = None, /, *, resumable: bool = False
+    ) -> Callable[[_Function], _Function]: ...
+
+    def stream(
+        self, function: Callable[..., Any] | None = None, /, *, resumable: bool = False
+    ) -> Any:
+        """Register a function that yields its answer in chunks: `@stream`, or `@stream()`.
 
         Args:
+            function: The function.
             resumable: Whether a background run is run again when its worker dies.
         """
 
@@ -240,7 +262,7 @@ class Registry:
             self.version += 1
             return function
 
-        return register
+        return register(function) if function else register
 
 
 default_registry = Registry()
