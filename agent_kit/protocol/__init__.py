@@ -103,6 +103,16 @@ class RequestBase(BaseModel):
             sent["context"] = self.context.model_dump(exclude_unset=True)
         return sent
 
+    def langchain_messages(self) -> list[Any]:
+        """Return the instructions and the conversation as messages of LangChain.
+
+        Raises:
+            RequestError: An item has no such form.
+        """
+        from langchain_core.messages import convert_to_messages
+
+        return convert_to_messages(getattr(self, "messages"))  # noqa: B009 (each form has it)
+
 # %% ../../nbs/protocol/40_requests.ipynb #8f339e08
 def _check_conversation(value: object) -> str | dict[str, Any]:
     conversation = {"id": value} if type(value) is str else value
@@ -210,6 +220,17 @@ class ResponsesRequest(ModelParameters):
         if self.prompt is not None and type(self.prompt.get("id")) is not str:
             raise missing("prompt.id")
         return self
+
+    @property
+    def messages(self) -> Objects:
+        """The instructions and the conversation in the form of chat completions.
+
+        Raises:
+            RequestError: An item has no such form.
+        """
+        from agent_kit.protocol.request_conversion import responses_to_messages
+
+        return responses_to_messages(self)
 
 # %% ../../nbs/protocol/40_requests.ipynb #1fbcb096
 def flat_tool(tool: Any) -> Any:

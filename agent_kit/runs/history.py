@@ -19,6 +19,7 @@ import orjson
 from ..context import RequestContext
 from ..protocol import RequestError, ResponsesRequest
 from ..protocol.input_items import pair_calls
+from ..protocol.mcp_calls import SERVER_LABEL
 from ..protocol.output_items import new_item_id
 from ..protocol.wire import dump_json, text_of
 from ..store.conversations import conversation_items, get_conversation
@@ -95,25 +96,38 @@ def _reference(item: dict[str, Any]) -> str | None:
     return item["id"] if is_reference else None
 
 
+def _call_without_output(item: dict[str, Any], answered: set[str]) -> str | None:
+    if item.get("type") != "mcp_call" or item.get("server_label") != SERVER_LABEL:
+        return None
+    has_result = item.get("output") is not None or item.get("error") is not None
+    return None if has_result or item.get("call_id") in answered else item.get("id")
+
+
 async def resolve_references(
     database: Database | None, items: list[dict[str, Any]], known: list[dict[str, Any]], owner: str
 ) -> list[dict[str, Any]]:
     """Return `items` with each reference replaced by the item, which is `known` or stored.
 
+    So is a call of the agent's own tool whose output is neither in it nor in another item.
+
     Raises:
         RequestError: A referenced item does not exist.
     """
-    requested = [identity for identity in map(_reference, items) if identity]
+    answered = {item["call_id"] for item in items if item.get("type") == "function_call_output"}
+    identities = [_reference(item) or _call_without_output(item, answered) for item in items]
+    requested = [identity for identity in identities if identity]
     if not requested:
         return items
     found = {item["id"]: item for item in known if item.get("id") in requested}
     missing = [identity for identity in requested if identity not in found]
     if missing and database:
         found |= await database.read(find_items, missing, owner)
-    for identity in requested:
+    for identity in filter(None, map(_reference, items)):
         if identity not in found:
             raise not_found("Item", identity, "input")
-    return [found.get(_reference(item) or "", item) for item in items]
+    return [
+        found.get(identity or "", item) for item, identity in zip(items, identities, strict=True)
+    ]
 
 # %% ../../nbs/runs/60_history.ipynb #5d284cc3
 _MAX_LENGTH = 400

@@ -10,7 +10,7 @@ import asyncio
 import contextvars
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -19,12 +19,13 @@ from typing import Any, Protocol
 from starlette.exceptions import HTTPException
 
 from ..context import RequestContext, use_context
+from ..frameworks import OutputReader, model_failure
 from ..models.interface import ModelError
-from ..protocol import Request, RequestError
+from ..protocol import Request, RequestError, ResponsesRequest
 from ..protocol.assembler import Assembler
 from ..protocol.mcp_calls import McpCalls
 from ..redaction import redact
-from .handlers import Handler, Registry
+from .handlers import Registry, iterate
 from ..tracing import RequestTrace, Status
 
 # %% ../../nbs/runs/20_run.ipynb #b38e829e
@@ -73,6 +74,10 @@ class Sink(Protocol):
     async def write(self, events: list[dict[str, Any]]) -> None:
         """Accept the next events, in order."""
         ...
+
+
+def _is_stream(value: object) -> bool:
+    return any(hasattr(value, name) for name in ("__next__", "__aiter__", "stream_events"))
 
 
 async def _write(sink: Sink | None, events: list[dict[str, Any]]) -> None:
@@ -135,7 +140,7 @@ class Run:
             except asyncio.CancelledError:
                 await self._end_cancelled(sink)
             except (Exception, SystemExit) as error:
-                await self._end_failed(error, sink)
+                await self._end_failed(model_failure(error) or error, sink)
             else:
                 self._finish_trace("OK")
             finally:
@@ -144,25 +149,31 @@ class Run:
     async def _produce(self, sink: Sink | None) -> None:
         if self.cancelled:
             raise asyncio.CancelledError
-        handlers = (self.registry.invoke_handler, self.registry.stream_handler)
-        handler = next(filter(None, reversed(handlers) if sink else handlers), None)
+        model = getattr(self.request, "model", None)
+        handler = self.registry.find(streamed=sink is not None, model=model)
         if handler is None:
             raise RuntimeError("no function is registered with @invoke() or @stream()")
         if sink:  # even without events: the stream may open from now on
             await sink.write(self.assembler.start())
-        if handler is self.registry.invoke_handler:
-            value = await handler.call(self.request, self.threads)
-            await _write(sink, self.assembler.result(value))
+        reader = OutputReader(self.request) if type(self.request) is ResponsesRequest else None
+        value = await handler.call(self.request, self.threads)
+        if handler is self.registry.stream_handler or _is_stream(value):
+            await self._produce_chunks(iterate(value, self.threads), reader, sink)
         else:
-            await self._produce_chunks(handler, sink)
+            await _write(sink, self.assembler.result(reader.read_all(value) if reader else value))
+        for chunk in reader.finish() if reader else ():
+            await _write(sink, self.assembler.add(chunk))
         await _write(sink, self.assembler.finish())
 
-    async def _produce_chunks(self, handler: Handler, sink: Sink | None) -> None:
-        async with aclosing(await handler.chunks(self.request, self.threads)) as chunks:
-            async for chunk in chunks:
+    async def _produce_chunks(
+        self, produced: AsyncGenerator[object], reader: OutputReader | None, sink: Sink | None
+    ) -> None:
+        async with aclosing(produced) as values:
+            async for value in values:
                 if self.cancelled:
                     raise asyncio.CancelledError
-                await _write(sink, self.assembler.add(chunk))
+                for chunk in reader.read(value) if reader else (value,):
+                    await _write(sink, self.assembler.add(chunk))
 
     async def _end_cancelled(self, sink: Sink | None) -> None:
         opened = sink if sink and sink.opened else None

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 
 from ..protocol import TASKS
-from ..runs.handlers import Registry, default_registry
+from ..protocol.response_object import DEFAULT_MODEL
+from ..runs.handlers import Handler, Registry, default_registry
 from ..runs.handlers import invoke as invoke
 from ..runs.handlers import stream as stream
 from ..runs.service import AgentService
@@ -122,6 +123,34 @@ class AgentServer:
 
     def __repr__(self) -> str:
         return f"AgentServer({self.task!r})"
+
+    def use(self, agent: Any, *, resumable: bool = False) -> None:
+        """Answer with an agent of any framework from now on.
+
+        Args:
+            agent: An agent of the OpenAI Agents SDK, LangGraph, LangChain, pydantic-ai, MLflow or
+                DSPy, the address of a logged model, a function of the messages, or a dictionary
+                of these: then the `model` of a request names the one that answers.
+            resumable: Whether a background run is run again when its worker dies.
+
+        Raises:
+            TypeError: The agent is none of these, or the server's task type is another one.
+        """
+        from agent_kit.frameworks import adapt, log_spans
+
+        if self.task != TASKS[0]:
+            raise TypeError(
+                f"use() needs create_server() with its default task type {TASKS[0]}; callers of "
+                "the others are answered too"
+            )
+        agents = agent if isinstance(agent, dict) else {DEFAULT_MODEL: agent}
+        handlers = {
+            name: Handler(adapt(each), resumable=resumable) for name, each in agents.items()
+        }
+        if self.settings.mlflow.tracing:
+            for each in agents.values():
+                log_spans(each)
+        self.registry.use(handlers)
 
     @property
     def settings(self) -> Settings:

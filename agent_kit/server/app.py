@@ -113,15 +113,21 @@ class InfoRoutes:
         }
 
     async def models(self) -> dict[str, Any]:
-        """List the models of this server: the agent."""
-        return {"object": "list", "data": [self._model]}
+        """List the models of this server: its agents."""
+        return {"object": "list", "data": self._models()}
 
     async def model(self, name: str) -> dict[str, Any]:
-        """Describe the agent as a model."""
-        agent = self._model["id"]
-        if name != agent:
-            raise HTTPException(404, f"There is no model {name!r} here; the agent is {agent!r}.")
-        return self._model
+        """Describe an agent as a model."""
+        models = {model["id"]: model for model in self._models()}
+        if name not in models:
+            known = ", ".join(models)
+            raise HTTPException(404, f"There is no model {name!r} here; there is {known}.")
+        return models[name]
+
+    def _models(self) -> list[dict[str, Any]]:
+        agents = self._service.find_registry().agents
+        names = agents if len(agents) > 1 else (self._model["id"],)
+        return [{**self._model, "id": name} for name in names]
 
 # %% ../../nbs/server/40_app.ipynb #bfb734eb
 _AGENT_PATHS = {

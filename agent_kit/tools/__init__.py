@@ -133,6 +133,13 @@ class Tool:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ToolDefinitionError(f"{name} of the tool {self.name} must be more than 0.")
+        if self.function is not None:
+            # Other frameworks read a function where they expect a tool.
+            copied = ("__module__", "__qualname__", "__annotations__")
+            found = {name: getattr(self.function, name, None) for name in copied}
+            docstring = inspect.getdoc(self.function) or self.description
+            found |= {"__name__": self.name, "__doc__": docstring}
+            vars(self).update(found, __wrapped__=self.function)
 
     @classmethod
     def from_function(
@@ -253,6 +260,31 @@ def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     return Tool.from_function(function, **options)
 
 # %% ../../nbs/tools/20_tools.ipynb #c59a9da9
+def _from_framework(value: Any) -> Tool | None:
+    """Return a tool of another framework as a tool of the kit, None for anything else."""
+    names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(value).__mro__}
+    if "langchain_core.tools.base.BaseTool" in names:
+        schema = value.tool_call_schema
+        schema = schema if isinstance(schema, dict) else schema.model_json_schema()
+        return Tool(value.name, value.description, schema, value.ainvoke)
+    if "pydantic_ai.tools.Tool" in names and not value.takes_ctx:
+        schema, call = value.function_schema.json_schema, value.function_schema.call
+        return Tool(value.name, value.description or "", schema, lambda given: call(given, None))
+    if "agents.tool.FunctionTool" not in names:
+        return None
+
+    async def run(arguments: dict[str, Any]) -> object:
+        from agents.tool_context import ToolContext
+
+        text = to_json(arguments).decode()
+        context = ToolContext(None, tool_name=value.name, tool_call_id="", tool_arguments=text)
+        return await value.on_invoke_tool(context, text)
+
+    return Tool(
+        value.name, value.description, value.params_json_schema, run, value.strict_json_schema
+    )
+
+
 def as_tools(tools: Iterable["Tool | Callable[..., Any]"]) -> dict[str, Tool]:
     """Return tools by name; functions become tools.
 
@@ -261,7 +293,8 @@ def as_tools(tools: Iterable["Tool | Callable[..., Any]"]) -> dict[str, Tool]:
     """
     found: dict[str, Tool] = {}
     for each in tools:
-        each = each if isinstance(each, Tool) else Tool.from_function(each)
+        if not isinstance(each, Tool):
+            each = _from_framework(each) or Tool.from_function(each)
         if each.name in found:
             raise ToolDefinitionError(f"two tools are named {each.name}")
         found[each.name] = each

@@ -22,7 +22,18 @@ NBS = PROJECT / "nbs"
 # A room imports only what stands before it.
 RANK = (
     *("protocol", "redaction", "settings", "databricks", "context", "tracing"),
-    *("models", "sandbox", "tools", "loop", "store", "runs", "server", "evaluate", "chat"),
+    *(
+        "models",
+        "sandbox",
+        "tools",
+        "loop",
+        "frameworks",
+        "store",
+        "runs",
+        "server",
+        "evaluate",
+        "chat",
+    ),
     *("agent", "deploy", "cli", "__init__"),
 )
 USERS_ROOM = "agent"
@@ -168,7 +179,11 @@ def test_the_lock_file_knows_every_dependency() -> None:
     lock = tomllib.loads((PROJECT / "uv.lock").read_text())
     metadata = next(p["metadata"] for p in lock["package"] if p["name"] == "agent-kit")
     locked = {"": metadata["requires-dist"], **metadata["requires-dev"]}
-    wanted = {"": list(pyproject()["project"]["dependencies"]), **pyproject()["dependency-groups"]}
+    groups = pyproject()["dependency-groups"]
+    wanted = {"": list(pyproject()["project"]["dependencies"]), **groups}
+    for each in [each for each in groups["test"] if isinstance(each, dict)]:
+        included = groups[each["include-group"]]
+        wanted["test"] = [one for one in wanted["test"] if one is not each] + included
     for extra in pyproject()["project"]["optional-dependencies"].values():
         wanted[""] += extra
     for group, requirements in wanted.items():
@@ -185,9 +200,12 @@ def extras(entry: dict) -> str:
 def test_every_package_that_is_imported_is_declared() -> None:
     project = pyproject()["project"]
     extras = [each for extra in project["optional-dependencies"].values() for each in extra]
+    # What an agent of a framework needs is there wherever such an agent is.
+    extras += pyproject()["dependency-groups"]["frameworks"]
     declared = {
         re.split(r"[^\w-]", each)[0].lower() for each in [*project["dependencies"], *extras]
     }
+    declared |= {"langchain-core"}
     # Parts of declared packages, released with them.
     declared |= {"pydantic_core", "pydantic-monty-client"}
     distributions = packages_distributions()
@@ -254,8 +272,9 @@ def place(module: Path) -> tuple[int, str]:
     return RANK.index(room_of(module, PACKAGE)), notebook_of(module).name
 
 
-# The chat of a server in a notebook, which is imported when it is asked for.
-UPWARD = {("server", "chat")}
+# What is imported when it is asked for: the chat of a server in a notebook, and the conversion of a
+# request into messages.
+UPWARD = {("server", "chat"), ("protocol", "protocol")}
 
 
 @each_module

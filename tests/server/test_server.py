@@ -137,6 +137,18 @@ def test_a_function_with_wrong_parameters_is_refused_when_registered(function):
         create_server().invoke()(function)
 
 
+def test_decorators_work_without_parentheses():
+    server = create_server()
+    assert server.invoke(first := lambda request: "First.") is first
+    assert server.registry.find(streamed=False).function is first
+
+    @server.stream
+    def second(request):
+        yield "Second."
+
+    assert server.registry.find(streamed=True).function is second
+
+
 def test_a_generator_registered_as_invoke_is_refused():
     with pytest.raises(TypeError, match="@stream"):
         create_server().invoke()(yields)

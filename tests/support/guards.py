@@ -28,6 +28,8 @@ LASTING_PROCESSES += ("--type=",)
 # Idle workers of an event loop that serves several tests; they end with it.
 # (those of the store: tests/runs/test_state.py checks that they do end)
 LASTING_THREADS = ("AnyIO worker thread", "store-")
+# MLflow's own exporter of spans, which it never ends.
+LASTING_THREADS += ("OtelBatchSpanRecordProcessor",)
 # asyncio closes abandoned generators with these.
 CLOSING_TASKS = "async_generator_athrow"
 PATIENCE = 30.0
