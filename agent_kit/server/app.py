@@ -6,12 +6,14 @@
 __all__ = ['include', 'openai_router', 'json_body', 'InfoRoutes', 'create_app']
 
 # %% ../../nbs/server/40_app.ipynb #133100ae
+import os
 import re
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import Route
@@ -19,8 +21,16 @@ from starlette.routing import Route
 from .. import __version__
 from ..protocol import OPENAI_RESPONSES, REQUESTS
 from ..runs.service import AgentService
+from ..sandbox import sandbox_status
 from .endpoint import AgentEndpoint, read_json
-from .middleware import HostGuard, StopGuard, add_error_handlers
+from agent_kit.server.middleware import (
+    TOKEN_VARIABLE,
+    CallerGuard,
+    HostGuard,
+    StopGuard,
+    TokenGuard,
+    add_error_handlers,
+)
 from .page import Page
 
 # %% ../../nbs/server/40_app.ipynb #d60cae4b
@@ -85,7 +95,7 @@ class InfoRoutes:
         return {"status": "ready"}
 
     async def info(self) -> dict[str, Any]:
-        """Describe the agent: its name, task type, title, icon and features."""
+        """Describe the agent: its name, task type, title, icon, features and sandbox."""
         settings, task = self._service.settings, self._service.task
         server, has_state = settings.server, self._service.state is not None
         return {
@@ -99,6 +109,7 @@ class InfoRoutes:
             "version": __version__,
             "use_case": "agent",
             "agent_api": task.rpartition("/")[2],
+            "sandbox": await run_in_threadpool(sandbox_status),
             "features": {
                 "store": has_state,
                 "background": has_state,
@@ -183,7 +194,10 @@ def create_app(
     for router in (InfoRoutes(service).router(), page.router(), *routers):
         include(app, router)
     add_error_handlers(app)
+    if token := os.environ.get(TOKEN_VARIABLE):
+        app.add_middleware(TokenGuard, token=token, router=app.router)
     app.add_middleware(HostGuard, service=service)
+    app.add_middleware(CallerGuard, service=service)
     app.add_middleware(StopGuard)
     app.openapi = lambda: _openapi(app, service)
 
