@@ -1,6 +1,7 @@
 """Who may call a server, under which name, and as which user."""
 
 import asyncio
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +20,12 @@ from websockets.sync.client import connect
 
 from agent_kit import context as context_module
 from agent_kit.context import current_context
+from agent_kit.sandbox import sandbox_status
 from agent_kit.server import AgentServer, create_server
 from agent_kit.settings import SettingsError, get_settings, load_settings, settings_table
+from agent_kit.tracing.recorder import recent_traces
 
+pytest_plugins = ["support.tracing_fixtures"]
 QUESTION = {"input": "Hello"}
 ADA = {"x-forwarded-email": "ada@example.com"}
 PATIENCE = 60
@@ -93,6 +97,30 @@ def test_a_key_as_the_id_of_a_request_is_not_returned(url):
     answer = post(url, {"x-request-id": key})
     assert answer.headers["x-request-id"].startswith("req_")
     assert post(url, {"x-request-id": "mine-7"}).headers["x-request-id"] == "mine-7"
+
+
+def test_keys_in_ids_bodies_and_answers_are_not_traced(settings):
+    key = "glpat-" + "a1B2" * 6
+    server = create_server(settings=settings)
+    server.invoke()(lambda request: f"The key is {key}")
+    body = {
+        "input": f"Use {key}",
+        "metadata": {"a": key},
+        "user": key,
+        "custom_inputs": {"session_id": key},
+    }
+    with server.serve() as url:
+        headers = {"x-request-id": key, "authorization": f"Bearer {key}"}
+        answer = post(url, headers, **body)
+        assert answer.is_success
+    _, lines = recent_traces.get(answer.headers["x-mlflow-trace-id"])
+    assert "The key is ***" in json.dumps([json.loads(line) for line in lines])
+    assert key not in "".join(map(str, lines))
+
+
+def test_the_sandbox_is_described(url):
+    sandbox = httpx2.get(f"{url}/agent/info").json()["sandbox"]
+    assert sandbox == sandbox_status()
 
 
 # Forwarded users ------------------------------------------------------------------------------
