@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import Route
@@ -21,7 +20,7 @@ from starlette.routing import Route
 from .. import __version__
 from ..protocol import OPENAI_RESPONSES, REQUESTS
 from ..runs.service import AgentService
-from ..sandbox import sandbox_status
+from ..sandbox import sandbox_status_async
 from .endpoint import AgentEndpoint, read_json
 from agent_kit.server.middleware import (
     TOKEN_VARIABLE,
@@ -109,7 +108,7 @@ class InfoRoutes:
             "version": __version__,
             "use_case": "agent",
             "agent_api": task.rpartition("/")[2],
-            "sandbox": await run_in_threadpool(sandbox_status),
+            "sandbox": await sandbox_status_async(),
             "features": {
                 "store": has_state,
                 "background": has_state,

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -119,7 +120,10 @@ def test_keys_in_ids_bodies_and_answers_are_not_traced(settings):
 
 
 def test_the_sandbox_is_described(url):
-    sandbox = httpx2.get(f"{url}/agent/info").json()["sandbox"]
+    deadline = time.monotonic() + PATIENCE
+    while (sandbox := httpx2.get(f"{url}/agent/info").json()["sandbox"])["engine"] is None:
+        assert "tested" in sandbox["note"]
+        assert time.monotonic() < deadline
     assert sandbox == sandbox_status()
 
 
