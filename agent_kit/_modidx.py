@@ -2698,6 +2698,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'agent_kit.tracing.spans._encode_record': ( 'tracing/spans.html#_encode_record',
                                                                                      'agent_kit/tracing/spans.py'),
                                          'agent_kit.tracing.spans._outline': ('tracing/spans.html#_outline', 'agent_kit/tracing/spans.py'),
+                                         'agent_kit.tracing.spans._shorten_error': ( 'tracing/spans.html#_shorten_error',
+                                                                                     'agent_kit/tracing/spans.py'),
                                          'agent_kit.tracing.spans._to_plain': ( 'tracing/spans.html#_to_plain',
                                                                                 'agent_kit/tracing/spans.py'),
                                          'agent_kit.tracing.spans._token_usage': ( 'tracing/spans.html#_token_usage',

@@ -129,7 +129,8 @@ Headers = list[tuple[bytes, bytes]]
 _FORWARDED = b"x-forwarded-"
 _TOKEN = TOKEN_HEADER.encode()
 _CLAIMS = tuple(name.encode() for name in USER_HEADERS)
-_SINGLE = frozenset((b"host", b"origin", b"x-forwarded-host", _TOKEN, *_CLAIMS))
+_PROXIES = b"x-forwarded-for"  # each proxy may add one
+_SINGLE = frozenset((b"host", b"origin"))
 
 
 def trusts_forwarded(server: ServerSettings) -> bool:
@@ -170,14 +171,17 @@ class CallerGuard:
         seen: set[bytes] = set()
         is_forwarded = False
         for name, value in headers:
-            if name in _SINGLE:
-                if name in seen:
-                    raise _bad_header(name, "is there twice: send it once")
-                if not value.isascii():
-                    raise _bad_header(name, "is not ASCII text")
-                seen.add(name)
             if name.startswith(_FORWARDED):
                 is_forwarded = True
+                if name == _PROXIES:
+                    continue
+            elif name not in _SINGLE:
+                continue
+            if name in seen:
+                raise _bad_header(name, "is there twice: send it once")
+            if not value.isascii():
+                raise _bad_header(name, "is not ASCII text")
+            seen.add(name)
         return is_forwarded
 
     async def _identify(self, headers: Headers) -> Headers:
