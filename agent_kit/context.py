@@ -7,6 +7,7 @@ __all__ = ['TOKEN_HEADER', 'USER_HEADERS', 'RequestContext', 'use_context', 'cur
            'get_raw_request', 'UserTokenMissing', 'verified_user', 'get_obo_workspace_client']
 
 # %% ../nbs/40_context.ipynb #62bf3b46
+import asyncio
 import hashlib
 import os
 import threading
@@ -140,6 +141,7 @@ _VERIFIED_SECONDS = 3600
 _MAX_VERIFIED = 1000
 _WORKSPACE_SECONDS = 5
 _verified: OrderedDict[bytes, tuple[str | None, float]] = OrderedDict()
+_asking: dict[bytes, asyncio.Task[str | None]] = {}  # so that many first requests ask once
 _WORKSPACE_AWAY = RequestError(
     "The Databricks workspace cannot be reached, so the user of this request is not known. "
     "Try again later.",
@@ -184,7 +186,11 @@ async def verified_user(token: str) -> str | None:
     user, until = _verified.get(key, (None, 0.0))
     if now < until:
         return user
-    user = await _ask_workspace(host, token)
+    asking = _asking.get(key)
+    if asking is None or asking.get_loop() is not asyncio.get_running_loop():
+        asking = _asking[key] = asyncio.create_task(_ask_workspace(host, token))
+        asking.add_done_callback(lambda _: _asking.pop(key, None))
+    user = await asyncio.shield(asking)
     _verified[key] = user, now + _VERIFIED_SECONDS
     if len(_verified) > _MAX_VERIFIED:
         _verified.popitem(last=False)

@@ -179,7 +179,7 @@ class CallerGuard:
                 continue
             if name in seen:
                 raise _bad_header(name, "is there twice: send it once")
-            if not value.isascii():
+            if name in _SINGLE and not value.isascii():
                 raise _bad_header(name, "is not ASCII text")
             seen.add(name)
         return is_forwarded
@@ -189,7 +189,7 @@ class CallerGuard:
             return [header for header in headers if not header[0].startswith(_FORWARDED)]
         if not (token := dict(headers).get(_TOKEN)):
             return headers
-        user = await verified_user(token.decode())
+        user = await verified_user(token.decode("latin-1"))
         verified = [(_CLAIMS[0], user.encode())] if user else []
         return [header for header in headers if header[0] not in _CLAIMS] + verified
 

@@ -172,6 +172,19 @@ def test_a_verified_token_beats_a_claimed_address(apps):
     assert len(apps.called("GET", ".*/Me")) == 2
 
 
+def test_the_first_requests_of_a_user_ask_the_workspace_once(apps):
+    async def ask_together(url: str) -> list[httpx2.Response]:
+        headers = {"x-forwarded-access-token": ADA_TOKEN}
+        async with httpx2.AsyncClient(headers=headers, timeout=PATIENCE) as client:
+            posts = (client.post(f"{url}/v1/responses", json=QUESTION) for _ in range(6))
+            return await asyncio.gather(*posts)
+
+    with make_server().serve() as url:
+        answers = asyncio.run(ask_together(url))
+    assert {text_of(answer) for answer in answers} == {"ada@example.com"}
+    assert len(apps.called("GET", ".*/Me")) == 1
+
+
 def test_a_token_that_the_workspace_refuses_is_a_401(apps):
     with make_server().serve() as url:
         refused = post(url, ADA | {"x-forwarded-access-token": "unknown"})
