@@ -6,120 +6,187 @@
 __all__ = ['is_secret_name', 'find_key', 'has_url_password', 'redact', 'may_hold_secrets']
 
 # %% ../nbs/10_redaction.ipynb #c818fa73
+import operator
 import re
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 # %% ../nbs/10_redaction.ipynb #ec03b6f2
 _HIDDEN = "***"
 _NAMES = (
-    r"(?:proxy-)?authorization|(?:set-)?cookie|x-forwarded-access-token|(?:x-)?api[-_]?key"
-    r"|passw(?:or)?d|client[-_]secret|access[-_]token|refresh[-_]token|\w+_(?:api_key|token|secret)"
+    r"(?:authorization|cookie|passwd|password|api[-_]?key|secret[-_]?access[-_]?key|clientsecret"
+    r"|-token|_token|-secret|_secret|accesstoken|authtoken|sessiontoken)"
 )
 _NAME_WORDS = (
-    *("authorization", "cookie", "passw", "apikey", "api-key"),
-    *("_key", "_token", "-token", "_secret", "-secret"),
+    *("authorization", "cookie", "passw", "apikey", "api-key", "api_key", "secret"),
+    *("_token", "-token", "accesstoken", "authtoken", "sessiontoken"),
 )
-_SECRET_NAME = re.compile(r"api_?key|token|passw(?:or)?d|secret|credential", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"api_?key|token|passw(?:or)?d|secret|credential")
 
 
 def is_secret_name(name: str) -> bool:
     """Return whether a setting or variable of this name would hold a secret."""
-    return _SECRET_NAME.search(name) is not None
+    return _SECRET_NAME.search(name.lower()) is not None
 
 # %% ../nbs/10_redaction.ipynb #d2c145c2
+# A word, then a lookbehind at what precedes it, is found much faster than \b and the word.
+_PRIVATE_KEY = (
+    r"(-----begin [a-z ]{0,40}private key(?: block)?-----"
+    # up to its end; a key that was cut has none, and its lines are long
+    r"(?:(?:[^-]|-(?!----))*+-----end [a-z ]{0,40}private key(?: block)?-----"
+    r"|(?:(?:\s|\\+[rn])*[a-z0-9+/=]{20,})*))"
+)
+# https://docs.gitlab.com/security/tokens/#token-prefixes
+_GITLAB_PREFIXES = (
+    *("glpat-", "gloas-", "gldt-", "glrt-", "glrtr-", "glcbt-", "glptt-", "glft-", "glimt-"),
+    *("glagent-", "glwt-", "glsoat-", "glffct-"),
+)
 _KEY_FORMS = {
-    ("dapi", "dose"): r"\b(?:dapi|dose)[0-9a-f]{16,}(?:-\d+)?",
-    ("sk-",): r"\bsk-[\w-]{16,}",
-    ("akia",): r"\bAKIA[0-9A-Z]{16}\b",
-    ("ghp_", "ghs_", "gho_"): r"\bgh[pso]_\w{36}",
-    ("private key-",): r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    ("dapi",): r"(dapi(?<!\wdapi)[0-9a-f]{16,}(?:-\d+)?)",  # Databricks
+    ("dose",): r"(dose(?<!\wdose)[0-9a-f]{16,}(?:-\d+)?)",
+    ("sk-",): r"(sk-(?<!\wsk-)[\w-]{16,})",  # OpenAI, Anthropic (sk-ant-) and others
+    ("akia", "asia", "abia", "acca"): r"(a(?<!\wa)(?:kia|sia|bia|cca)[0-9a-z]{16}\b)",  # AWS
+    ("ghp_", "gho_", "ghu_", "ghs_", "ghr_"): r"(gh(?<!\wgh)[pousr]_\w{36,})",  # GitHub
+    ("github_pat_",): r"(github_pat_(?<!\wgithub_pat_)\w{22,})",
+    _GITLAB_PREFIXES: (
+        r"(gl(?<!\wgl)(?:pat|oas|dt|rtr?|cbt|ptt|ft|imt|agent|wt|soat|ffct)-"
+        r"[\w-]{20,}(?:\.[\w-]+)*)"
+    ),
+    ("xox",): r"(xox(?<!\wxox)[a-z](?:\.xox[a-z])?-[\w-]{10,})",  # Slack
+    ("xapp-",): r"(xapp-(?<!\wxapp-)\d-[\w-]{10,})",
+    ("://",): r"(hooks\.slack\.com/(?:services|workflows|triggers)/[\w/-]{16,})",
+    ("aiza",): r"(aiza(?<!\waiza)[\w-]{35})",  # Google
+    ("ya29.",): r"(ya29\.(?<!\wya29\.)[\w-]{20,})",
+    ("gocspx-",): r"(gocspx-(?<!\wgocspx-)[\w-]{20,})",
+    ("private key",): _PRIVATE_KEY,
 }
-_KEYS = re.compile("|".join(_KEY_FORMS.values()), re.IGNORECASE)
-_URL_PASSWORD = r"(://[^/\s:@\"']*:)[^/\s@\"']+@"
+_KEYS = [(words, re.compile(form)) for words, form in _KEY_FORMS.items()]
+_URL_PASSWORD = re.compile(r"://[^/\s:@\"']*:([^/\s\"']+)@")
+
+
+def _lower(text: str) -> str:
+    """Return a text in lower case, of the same length."""
+    lowered = text.lower()
+    # İ is the only letter that becomes longer.
+    return lowered if len(lowered) == len(text) else text.replace("İ", "i").lower()
 
 
 def find_key(text: str) -> int | None:
     """Return the position of the first key that is known by its form, None where there is none.
 
-    Recognised are keys of Databricks, OpenAI, AWS and GitHub, and the header of a private key.
+    Recognised are keys of Databricks, OpenAI, Anthropic, AWS, GitHub, GitLab, Slack and Google,
+    and private keys.
     """
-    found = _KEYS.search(text)
-    return found.start() if found else None
+    lowered = _lower(text)
+    likely = (form for words, form in _KEYS if any(word in lowered for word in words))
+    return min((found.start() for form in likely if (found := form.search(lowered))), default=None)
 
 
 def has_url_password(text: str) -> bool:
     """Return whether a text contains a URL with a password."""
-    return re.search(_URL_PASSWORD, text) is not None
+    return _URL_PASSWORD.search(text) is not None
 
 # %% ../nbs/10_redaction.ipynb #8d6a77b5
 class _Rule(NamedTuple):
     words: tuple[str, ...]
     pattern: re.Pattern[str]
-    replacement: str
-
-
-def _rule(words: tuple[str, ...], pattern: str, replacement: str = _HIDDEN) -> _Rule:
-    return _Rule(words, re.compile(pattern, re.IGNORECASE), replacement)
 
 
 _RULES = (
     # "name": "value" in JSON (also inside of a JSON string), in Python's and in ASGI's spelling
-    _rule(
+    _Rule(
         _NAME_WORDS,
-        rf"\b({_NAMES})(\\*[\"']\s*(?:[:=]|,(?=\s*b))\s*b?\\*[\"'])(?:[^\"'\\\r\n]|\\(?![\"']))+",
-        rf"\1\2{_HIDDEN}",
+        re.compile(
+            rf"{_NAMES}\\*[\"']\s*(?:[:=]|,(?=\s*b))\s*b?\\*[\"']((?:[^\"'\\\r\n]|\\(?![\"']))+)"
+        ),
     ),
     # Name: value and name=value as in headers and URLs; a cookie's value contains spaces
-    _rule(("cookie",), r"\b((?:set-)?cookie\s*[:=]\s*)[^\r\n\"']+", rf"\1{_HIDDEN}"),
-    _rule(
+    _Rule(("cookie",), re.compile(r"cookie\s*[:=]\s*([^\r\n\"']+)")),
+    _Rule(
         _NAME_WORDS,
-        rf"\b({_NAMES})(\s*[:=]\s*[\"']?)(?:(?:bearer|basic)\s+)?[^\s,;&\"'}}\]]+",
-        rf"\1\2{_HIDDEN}",
+        re.compile(rf"{_NAMES}\s*[:=]\s*[\"']?((?:(?:bearer|basic)\s+)?[^\s,;&\"'}}\]]+)"),
     ),
-    _rule(
+    _Rule(
         ("bearer",),
-        r"\b(bearer\s+)(?:[\w.~+/=-]{20,}|(?=[\w.~+/=-]*[\d._~+/=-])[\w.~+/=-]{8,})",
-        rf"\1{_HIDDEN}",
+        re.compile(
+            r"bearer(?<!\wbearer)\s+([\w.~+/=-]{20,}|(?=[\w.~+/=-]*[\d._~+/=-])[\w.~+/=-]{8,})"
+        ),
     ),
-    _rule(("eyj",), r"\beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?"),
-    _rule(("://",), _URL_PASSWORD, rf"\1{_HIDDEN}@"),
-    *(_rule(words, pattern) for words, pattern in _KEY_FORMS.items()),
+    _Rule(
+        ("eyj",),
+        re.compile(
+            r"(eyj(?<!\weyj)[\w-]{8,}\.{1,2}[\w-]{8,}(?:\.[\w-]*){0,3})|eyj(?<!\weyj)[\w-]{8,}"
+        ),
+    ),
+    _Rule(("://",), _URL_PASSWORD),
+    *(_Rule(words, form) for words, form in _KEYS),
 )
-_WORDS = tuple(dict.fromkeys(word for rule in _RULES for word in rule.words))
+
+# %% ../nbs/10_redaction.ipynb #b91f4d3a
+def _searches(words: Iterable[str]) -> list[Callable[[str], object]]:
+    """Return functions that search a text in lower case for `words`."""
+    rests: dict[str, list[str]] = {}
+    for word in sorted(set(words)):
+        rests.setdefault(word[0], []).append(re.escape(word[1:]))
+    return [re.compile(f"{first}(?:{'|'.join(each)})").search for first, each in rests.items()]
+
+
+_WORDS = {word for rule in _RULES for word in rule.words}
+_SEARCHES = _searches(_WORDS)
+
+
+def _cover(text: str, spans: list[tuple[int, int]]) -> str:
+    """Return a text with the secrets at `spans` hidden."""
+    chunks, end = [], 0
+    for start, stop in spans:
+        chunks += [text[end:start], _HIDDEN]
+        end = stop
+    return "".join([*chunks, text[end:]])
 
 
 def _redact_text(text: str) -> str:
-    lowered = text.lower()
-    # A plain loop: this runs for every string of every request, and nearly always finds nothing.
-    for word in _WORDS:
-        if word in lowered:
+    lowered = _lower(text)
+    # A plain loop: a generator would cost as much as the search.
+    for search in _SEARCHES:
+        if search(lowered):
             break
     else:
         return text
+    safe = text
     for rule in _RULES:
         if any(word in lowered for word in rule.words):
-            text = rule.pattern.sub(rule.replacement, text)
-    return text
+            spans = [found.span(1) for found in rule.pattern.finditer(lowered) if found[1]]
+            safe, lowered = _cover(safe, spans), _cover(lowered, spans)
+    return text if safe == text else safe
 
 # %% ../nbs/10_redaction.ipynb #30c6e570
+_SECRET_KEY = re.compile(rf"[\w-]*{_NAMES}")
+_MAX_KEY_LENGTH = 200
+
+
 @lru_cache(maxsize=1024)
+def _is_secret_name(name: str) -> bool:
+    return _SECRET_KEY.fullmatch(name.lower()) is not None
+
+
 def _is_secret_key(key: object) -> bool:
-    return isinstance(key, str) and re.fullmatch(_NAMES, key, re.IGNORECASE) is not None
+    # A longer key is not a name, and would stay in the cache.
+    return isinstance(key, str) and len(key) <= _MAX_KEY_LENGTH and _is_secret_name(key)
 
 
 def _redact_item(key: object, value: Any) -> Any:
     # A dict below such a key is no secret but a description of one, as in a JSON schema.
-    if _is_secret_key(key) and value and isinstance(value, str | bytes | list | tuple):
-        return _HIDDEN
-    return redact(value)
+    is_secret = isinstance(value, str | bytes | list | tuple) and _is_secret_key(key)
+    return _HIDDEN if value and is_secret else redact(value)
 
 
 def redact(value: Any) -> Any:
     """Return the same value without secrets.
 
-    Hidden are bearer tokens, JSON web tokens, keys that are known by their form, passwords in
-    URLs, and the values of secret headers and keys (authorization, cookie, api_key, password …).
+    Hidden are bearer tokens, JSON web tokens, keys that are known by their form, private keys,
+    passwords in URLs, and the values of secret headers and keys (authorization, cookie, api_key,
+    password …). It takes time in proportion to the length of the texts.
 
     Args:
         value: A string, or nested dicts, lists and tuples, which are searched; any other value
@@ -128,23 +195,25 @@ def redact(value: Any) -> Any:
     if isinstance(value, str):
         return _redact_text(value)
     if isinstance(value, dict):
-        safe = {key: _redact_item(key, item) for key, item in value.items()}
-    elif isinstance(value, list):
-        safe = [redact(item) for item in value]
-    elif isinstance(value, tuple):
-        safe = tuple(redact(item) for item in value)
-    else:
+        safe = {redact(key): _redact_item(key, item) for key, item in value.items()}
+        unchanged = all(map(operator.is_, safe, value))
+        unchanged = unchanged and all(map(operator.is_, safe.values(), value.values()))
+        return value if unchanged else safe
+    if not isinstance(value, list | tuple):
         return value
-    return value if safe == value else safe
+    items = [redact(item) for item in value]
+    if all(map(operator.is_, items, value)):
+        return value
+    return items if isinstance(value, list) else tuple(items)
 
 # %% ../nbs/10_redaction.ipynb #f15d2773
-_HINTS = (*(word for word in _WORDS if word not in ("_key", "_token")), "api_key")
+_HINTS = _searches(_WORDS - {"_token"})
 
 
 def may_hold_secrets(text: str) -> bool:
     """Return whether `redact` could find anything in a value whose JSON is `text`."""
     lowered = text.lower()
-    for hint in _HINTS:
-        if hint in lowered:
+    for search in _HINTS:
+        if search(lowered):
             return True
     return lowered.count("_token") > lowered.count("_tokens")

@@ -77,7 +77,7 @@ class Chat:
     Args:
         server: The server of the agent, by default the newest server of the process.
         url: The address of a deployed agent instead.
-        token: A bearer token for it.
+        token: A bearer token for it, by default AGENT_KIT_SERVER_TOKEN of the environment.
         instructions: Instructions for this conversation.
         example_prompts: Example questions, by default those of the settings.
 

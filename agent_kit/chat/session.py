@@ -8,6 +8,7 @@ __all__ = ['Target', 'BackgroundLoop', 'LocalAgent', 'RemoteAgent', 'explain_exc
 # %% ../../nbs/chat/30_session.ipynb #a8909736
 import asyncio
 import importlib
+import os
 import threading
 import traceback
 import weakref
@@ -22,6 +23,7 @@ from ..protocol import RequestError
 from ..redaction import redact
 from ..runs.run import failure_listener
 from ..server import AgentServer, load_server, newest_server
+from ..server.middleware import TOKEN_VARIABLE
 from ..settings import Settings, get_settings
 
 if TYPE_CHECKING:
@@ -124,7 +126,8 @@ class RemoteAgent:
 
     Args:
         url: The address of its server, with or without `/v1`.
-        token: The bearer token to send; it is never shown.
+        token: The bearer token to send, by default AGENT_KIT_SERVER_TOKEN of the environment; it is
+            never shown.
 
     Raises:
         ValueError: If `url` is not an http(s) URL.
@@ -136,7 +139,7 @@ class RemoteAgent:
             raise ValueError(f"url should be like https://my-agent.example.com, not {url!r}")
         self.url = url.rstrip("/").removesuffix("/v1").removesuffix("/api")
         self._host = parts.hostname
-        self._token = token
+        self._token = token or os.environ.get(TOKEN_VARIABLE)
         self._client: AsyncOpenAI | None = None
 
     async def client(self) -> "AsyncOpenAI":

@@ -8,7 +8,6 @@ __all__ = ['owner_of', 'not_found', 'History', 'read_history', 'resolve_referenc
 
 # %% ../../nbs/runs/60_history.ipynb #d563aa7a
 import base64
-import hashlib
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 import orjson
 
 from ..context import RequestContext
+from ..databricks import on_databricks_apps
 from ..protocol import RequestError, ResponsesRequest
 from ..protocol.input_items import pair_calls
 from ..protocol.mcp_calls import SERVER_LABEL
@@ -27,13 +27,28 @@ from ..store.database import Database
 from ..store.responses import find_items, get_chain
 
 # %% ../../nbs/runs/60_history.ipynb #37e8f55a
-def owner_of(context: RequestContext) -> str:
-    """Return the owner of the responses to a request; empty if no user is forwarded."""
-    claimed = RequestContext(request_id="", headers=context.headers).user
-    token = context.access_token()
-    if claimed or not token:
-        return claimed or ""
-    return "token:" + hashlib.sha256(token.encode()).hexdigest()
+_NO_IDENTITY = RequestError(
+    "This request has no user, and on Databricks Apps nothing is stored without one. Call the app "
+    "at its own address, whose proxy adds the user, or send store: false.",
+    status=401,
+    type="authentication_error",
+    code="user_missing",
+)
+
+
+def owner_of(context: RequestContext, required: bool = True) -> str:
+    """Return the owner of the responses to a request; empty if no user is forwarded.
+
+    Args:
+        context: The context of the request.
+        required: Whether the request needs an owner on Databricks Apps.
+
+    Raises:
+        RequestError: A required owner is missing (401).
+    """
+    if required and not context.owner and on_databricks_apps():
+        raise _NO_IDENTITY
+    return context.owner or ""
 
 
 def not_found(kind: str, identity: str, param: str | None = None) -> RequestError:

@@ -59,7 +59,9 @@ _logger = logging.getLogger(__name__)
 _LOST = "The worker that ran this response ended before its answer. Send the request again."
 _MAX_ATTEMPTS = 3
 _END_SECONDS = 3.0
-_CONTEXT_FIELDS = ("request_id", "task", "user", "conversation_id", "session_id", "body")
+_CONTEXT_FIELDS = (
+    *("request_id", "task", "user", "owner", "conversation_id", "session_id", "body"),
+)
 
 
 def _end_as_failed(connection: Any, run: RunRow, worker: str) -> None:

@@ -134,7 +134,9 @@ class AgentService:
             refuse_state(request)
             return self.prepare_run(task, request, context)
         database = self.state.database if self.state else None
-        continuation = await continue_request(database, request, owner_of(context), history)
+        is_stored = request.store or request.conversation or request.previous_response_id
+        owner = owner_of(context, required=self.state is not None and bool(is_stored))
+        continuation = await continue_request(database, request, owner, history)
         conversation_id = continuation.history.conversation_id
         context.conversation_id = context.conversation_id or conversation_id
         run = self.prepare_run(task, continuation.request, context)

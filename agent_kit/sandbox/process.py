@@ -90,8 +90,8 @@ def inspect_interpreter() -> Interpreter:
     )
 
 # %% ../../nbs/sandbox/30_process.ipynb #57362916
-def _bubblewrap(interpreter: Interpreter) -> list[str]:
-    """Return the command that starts the child's command in a minimal file system."""
+def _view(interpreter: Interpreter) -> tuple[list[str], list[str], list[tuple[str, str]]]:
+    """Return a minimal file system: what exists, which folders are empty, and the links."""
     files = [interpreter.executable, *interpreter.files]
     folders = {os.path.dirname(path) for path in files} | set(interpreter.folders)
     folders -= {"/etc", os.path.dirname(interpreter.executable)}
@@ -100,13 +100,19 @@ def _bubblewrap(interpreter: Interpreter) -> list[str]:
         os.path.join(os.path.realpath(os.path.dirname(path)), Path(path).name) for path in loaders
     ]
     binds = [interpreter.executable, *loaders, *_outermost(folders), "/etc/ld.so.cache"]
-    links = [path for path in ("/lib", "/lib64") if os.path.islink(path)]
+    links = [(os.readlink(path), path) for path in ("/lib", "/lib64") if os.path.islink(path)]
+    return binds, interpreter.packages, links
+
+
+def _bubblewrap(interpreter: Interpreter) -> list[str]:
+    """Return the command that starts the child's command in a minimal file system."""
+    binds, covers, links = _view(interpreter)
     return [
         shutil.which("bwrap") or "bwrap", "--unshare-all", "--die-with-parent", "--cap-drop", "ALL",
         "--hostname", "sandbox", "--chdir", "/",
         *[part for path in binds for part in ("--ro-bind-try", path, path)],
-        *[part for path in interpreter.packages for part in ("--tmpfs", path)],
-        *[part for path in links for part in ("--symlink", os.readlink(path), path)],
+        *[part for path in covers for part in ("--tmpfs", path)],
+        *[part for target, path in links for part in ("--symlink", target, path)],
     ]  # fmt: skip
 
 # %% ../../nbs/sandbox/30_process.ipynb #7a25968d
@@ -144,7 +150,9 @@ def _child_code() -> CodeType:
     return code
 
 
-def _start(source: str, limits: Limits, bubblewrap: bool) -> subprocess.Popen[bytes]:
+def _start(
+    source: str, limits: Limits, bubblewrap: bool = False, namespaces: bool = False
+) -> subprocess.Popen[bytes]:
     interpreter = inspect_interpreter()
     policy = {
         "cpu_seconds": limits.cpu_seconds,
@@ -152,6 +160,7 @@ def _start(source: str, limits: Limits, bubblewrap: bool) -> subprocess.Popen[by
         "files": interpreter.files,
         "folders": interpreter.folders,
         "filter": system_call_filter(),
+        "namespaces": _view(interpreter) if namespaces else None,
         "ready": READY,
     }
     command = [*_python(interpreter.executable), "-c", _BOOTSTRAP]
@@ -224,17 +233,23 @@ class LockedPython:
 
 @contextlib.contextmanager
 def locked_python(
-    source: str, limits: Limits, *, bubblewrap: bool = False
+    source: str, limits: Limits, *, bubblewrap: bool = False, namespaces: bool = False
 ) -> Iterator[LockedPython]:
     """Start a program in a Python that restricts itself; kill it at the end of the block.
 
     The program has only been run if the output starts with `READY`.
 
+    Args:
+        source: The program.
+        limits: Its limits.
+        bubblewrap: Whether bubblewrap starts it, in namespaces that it creates.
+        namespaces: Whether the child creates namespaces of its own.
+
     Raises:
         OSError: The child cannot be started.
         NotImplementedError: The processor is not supported.
     """
-    with _start(source, limits, bubblewrap) as process:
+    with _start(source, limits, bubblewrap, namespaces) as process:
         try:
             with contextlib.closing(LockedPython(process, limits.output_bytes)) as child:
                 yield child

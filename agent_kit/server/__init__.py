@@ -33,6 +33,7 @@ from ..runs.state import open_state
 from .app import create_app
 from .conversations import ConversationRoutes
 from .feedback import FeedbackRoutes
+from .middleware import trusts_forwarded
 from .reload import serve_with_reload
 from .responses import ResponseRoutes
 from .websocket import SocketEndpoint
@@ -87,6 +88,7 @@ def _uvicorn_options(server: ServerSettings) -> dict[str, Any]:
         "ws_per_message_deflate": False,
         "access_log": False,
         "server_header": False,
+        "proxy_headers": trusts_forwarded(server),
         "log_level": "info",
     }
 

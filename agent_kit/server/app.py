@@ -6,6 +6,7 @@
 __all__ = ['include', 'openai_router', 'json_body', 'InfoRoutes', 'HeadAsGet', 'create_app']
 
 # %% ../../nbs/server/40_app.ipynb #133100ae
+import os
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -21,8 +22,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .. import __version__
 from ..protocol import OPENAI_RESPONSES, REQUESTS
 from ..runs.service import AgentService
+from ..sandbox import sandbox_status_async
 from .endpoint import AgentEndpoint, read_json
-from .middleware import HostGuard, StopGuard, add_error_handlers
+from agent_kit.server.middleware import (
+    TOKEN_VARIABLE,
+    CallerGuard,
+    HostGuard,
+    StopGuard,
+    TokenGuard,
+    add_error_handlers,
+)
 from .page import Page
 
 # %% ../../nbs/server/40_app.ipynb #d60cae4b
@@ -87,7 +96,7 @@ class InfoRoutes:
         return {"status": "ready"}
 
     async def info(self) -> dict[str, Any]:
-        """Describe the agent: its name, task type, title, icon and features."""
+        """Describe the agent: its name, task type, title, icon, features and sandbox."""
         from agent_kit.tools.python_exec import describe_python_exec
 
         settings, task = self._service.settings, self._service.task
@@ -104,6 +113,7 @@ class InfoRoutes:
             "use_case": "agent",
             "agent_api": task.rpartition("/")[2],
             "python_exec": describe_python_exec(settings),
+            "sandbox": await sandbox_status_async(),
             "features": {
                 "store": has_state,
                 "background": has_state,
@@ -259,7 +269,10 @@ class HeadAsGet:
 # %% ../../nbs/server/40_app.ipynb #71efebdc
 def _add_middleware(app: FastAPI, service: AgentService) -> None:
     app.add_middleware(HeadAsGet)
+    if token := os.environ.get(TOKEN_VARIABLE):
+        app.add_middleware(TokenGuard, token=token, router=app.router)
     app.add_middleware(HostGuard, service=service)
+    app.add_middleware(CallerGuard, service=service)
     app.add_middleware(StopGuard)
     # Outside of the guards: a preflight request has no token, and a page may read every error.
     if origins := service.settings.server.cors_origins:

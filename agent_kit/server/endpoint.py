@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from ..context import RequestContext
 from ..protocol import RequestError, dump_json, parse_json
 from ..protocol.response_assembler import DONE
+from ..redaction import redact
 from ..runs.event_log import OPEN_AFTER_SECONDS, encode_line
 from ..runs.run import RunFailed
 from ..runs.service import AgentService, AnyRun
@@ -113,7 +114,8 @@ def new_request_id() -> str:
 
 def _request_id(headers: Mapping[str, str]) -> str:
     requested = headers.get("x-request-id", "")
-    return requested if _REQUEST_ID.fullmatch(requested) else new_request_id()
+    is_safe = _REQUEST_ID.fullmatch(requested) and redact(requested) == requested
+    return requested if is_safe else new_request_id()
 
 # %% ../../nbs/server/30_endpoint.ipynb #1f121d02
 Headers = list[tuple[bytes, bytes]]

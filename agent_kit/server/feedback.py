@@ -23,7 +23,14 @@ from ..runs.service import AgentService
 from .app import json_body
 from .middleware import JsonResponse
 from ..settings import Settings
-from ..tracing import TraceNotFoundError, flush_traces, log_feedback, trace_tree
+from agent_kit.tracing import (
+    OWNER_ATTRIBUTE,
+    OWNER_TAG,
+    TraceNotFoundError,
+    flush_traces,
+    log_feedback,
+    trace_tree,
+)
 from ..tracing.mlflow_setup import open_experiment
 
 # %% ../../nbs/server/60_feedback.ipynb #1dda3243
@@ -75,9 +82,9 @@ def _parse(body: dict[str, Any]) -> FeedbackRequest:
     return feedback
 
 # %% ../../nbs/server/60_feedback.ipynb #92c03670
-def _trace_owner(trace_id: str, settings: Settings) -> str | None:
+def _trace_owner(trace_id: str, settings: Settings) -> str:
     with suppress(TraceNotFoundError):
-        return trace_tree(trace_id)[0]["attributes"].get("user.id")
+        return trace_tree(trace_id)[0]["attributes"].get(OWNER_ATTRIBUTE, "")
     flush_traces()
     open_experiment(settings)
     from mlflow.exceptions import MlflowException
@@ -89,15 +96,17 @@ def _trace_owner(trace_id: str, settings: Settings) -> str | None:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"):
             raise
         raise TraceNotFoundError(f"MLflow has no trace {trace_id}") from None
-    return info.trace_metadata.get("mlflow.trace.user")
+    return info.tags.get(OWNER_TAG, "")
 
 
-def _store(trace_id: str, feedback: FeedbackRequest, user: str | None, settings: Settings) -> str:
+def _store(
+    trace_id: str, feedback: FeedbackRequest, context: RequestContext, settings: Settings
+) -> str:
     """Store the feedback and return the id of the assessment; blocks."""
-    if user and _trace_owner(trace_id, settings) != user:
-        raise TraceNotFoundError(f"not a trace of {user}")
+    if _trace_owner(trace_id, settings) != context.owner:
+        raise TraceNotFoundError("a trace of another user")
     assessment = feedback.model_dump(include={"value", "comment", "name"})
-    return log_feedback(trace_id, **assessment, user=user)
+    return log_feedback(trace_id, **assessment, user=context.user)
 
 # %% ../../nbs/server/60_feedback.ipynb #66abe6df
 class FeedbackRoutes:
@@ -129,9 +138,7 @@ class FeedbackRoutes:
         context = RequestContext(request_id="", headers=request.headers)
         trace_id = feedback.trace_id or await self._find_trace(feedback.response_id, context)
         try:
-            assessment_id = await asyncio.to_thread(
-                _store, trace_id, feedback, context.user, settings
-            )
+            assessment_id = await asyncio.to_thread(_store, trace_id, feedback, context, settings)
         except TraceNotFoundError:
             message, code = f"There is no trace {trace_id!r}.", "trace_not_found"
             raise RequestError(message, param="trace_id", code=code, status=404) from None

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 
+from .middleware import IN_PROCESS
+
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
@@ -33,6 +35,7 @@ def _scope(request: httpx2.Request) -> dict[str, Any]:
         "client": ("127.0.0.1", 0),
         "server": (request.url.host, request.url.port or 80),
         "state": {},
+        IN_PROCESS: True,
     }
 
 

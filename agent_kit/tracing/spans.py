@@ -82,6 +82,15 @@ def encode_value(value: object, content: Content = "full") -> str:
     return text.decode() if safe is plain else to_json(safe).decode()
 
 # %% ../../nbs/tracing/20_spans.ipynb #36411aaf
+_MAX_ERROR = 20_000
+_MAX_SECRET = 1_000
+
+
+def _shorten_error(text: str) -> str:
+    "Return the start of an error without secrets; one at the cut is still whole when it is hidden."
+    return redact(text[: _MAX_ERROR + _MAX_SECRET])[:_MAX_ERROR]
+
+
 def describe_error(
     error: BaseException | str, content: Content, cancelled: bool = False
 ) -> tuple[str, dict[str, Any]]:
@@ -102,9 +111,10 @@ def describe_error(
     event = {
         "name": "exception",
         "time_unix_nano": time.time_ns(),
-        "attributes": {key: redact(text)[:20_000] for key, text in texts.items()},
+        "attributes": {key: _shorten_error(text) for key, text in texts.items()},
     }
-    return redact(f"cancelled ({summary})" if cancelled else summary)[:1000], event
+    summary = f"cancelled ({summary})" if cancelled else summary
+    return _shorten_error(summary)[:1000], event
 
 # %% ../../nbs/tracing/20_spans.ipynb #2a61f66d
 _STEP_ATTRIBUTES = {
@@ -127,12 +137,12 @@ def clean_span(span: dict[str, Any], content: Content) -> dict[str, Any]:
     events = []
     for event in span["events"]:
         safe = {
-            key: redact(value)[:20_000] if isinstance(value, str) else value
+            key: _shorten_error(value) if isinstance(value, str) else value
             for key, value in event["attributes"].items()
             if content == "full" or key == "exception.type"
         }
         events.append(event | {"attributes": safe})
-    status = span["status"] | {"message": redact(message)[:1000]}
+    status = span["status"] | {"message": _shorten_error(message)[:1000]}
     return span | {"attributes": attributes, "events": events, "status": status}
 
 # %% ../../nbs/tracing/20_spans.ipynb #1c9a9c18

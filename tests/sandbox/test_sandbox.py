@@ -50,6 +50,11 @@ def children(pid: int | None = None) -> set[int]:
     return {int(child) for task in tasks for child in task.read_text().split()}
 
 
+def descendants(pid: int) -> set[int]:
+    found = children(pid)
+    return found.union(*map(descendants, found))
+
+
 def alive(pids: set[int]) -> set[int]:
     return {pid for pid in pids if (status := _status(pid)) and "State:\tZ" not in status}
 
@@ -174,6 +179,62 @@ def test_a_bomb_affects_only_itself(name):
     assert not flag or getattr(execution, flag)
     assert len(execution.text) < 70_000
     assert children() <= before
+
+
+LOOK_AROUND = """
+import os
+for path in ("/etc/passwd", "/etc/hostname", "/proc/1", "/proc/self", "/home", "/var", {found!r}):
+    try:
+        print("sees", path, os.stat(path).st_size)
+    except OSError:
+        pass
+for number in range(1, 60_000):
+    try:
+        os.sched_getaffinity(number)
+        print("sees process", number)
+    except OSError:
+        pass
+print(os.uname().nodename)
+"""
+
+
+@pytest.mark.parametrize("engine", LOCKED)
+def test_a_program_sees_no_files_and_no_processes(engine, tmp_path):
+    usable(engine)
+    require(not sandbox._namespace_fault(), f"user namespaces: {sandbox._namespace_fault()}")
+    (tmp_path / "found").write_text("x")
+    program = LOOK_AROUND.format(found=str(tmp_path / "found"))
+    lines = run_python(program, engine=engine).stdout.splitlines()
+    assert lines.pop() == "sandbox"
+    assert set(lines) <= {"sees process 1", "sees process 2"}
+
+
+@pytest.mark.parametrize("engine", LOCKED)
+@pytest.mark.parametrize("code", [0, 3, 200, 255])
+def test_the_exit_code_of_a_program_is_exact(engine, code):
+    assert run_python(f"import sys; sys.exit({code})", engine=usable(engine)).exit_code == code
+
+
+def test_without_namespaces_a_program_still_runs_and_the_status_tells(
+    fresh_engines, monkeypatch, caplog
+):
+    usable("landlock")
+    for cache in (sandbox._fault, sandbox.sandbox_engine, sandbox._namespace_fault):
+        cache.cache_clear()
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(process, "_view", lambda interpreter: (["/"], ["/no such folder"], []))
+    status = sandbox.sandbox_status()
+    assert (status["engine"], status["isolated"]) == ("landlock", False)
+    assert "No such file" in status["note"]
+    assert "max_user_namespaces" in status["note"]
+    assert status["note"] in caplog.text
+    assert run_python("print(1)").text == "1"
+
+
+def test_the_status_of_a_sandbox_that_hides_everything():
+    require(not sandbox._namespace_fault(), f"user namespaces: {sandbox._namespace_fault()}")
+    status = sandbox.sandbox_status()
+    assert status == {"engine": sandbox_engine(), "isolated": True, "note": ""}
 
 
 def test_output_up_to_the_limit_is_complete():
@@ -327,18 +388,17 @@ def test_the_child_dies_with_its_parent():
     )
     parent = subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT)
     try:
-        child: set[int] = set()
+        family: set[int] = set()
 
         def program_runs() -> bool:
-            child.update(children(parent.pid))
-            return any(_is_locked(pid) for pid in child)
+            family.update(descendants(parent.pid))
+            return any(_is_locked(pid) for pid in family)
 
         assert wait_until(program_runs)
-        (pid,) = [pid for pid in child if _is_locked(pid)]
     finally:
         parent.kill()
         parent.wait()
-    assert wait_until(lambda: not _is_locked(pid))
+    assert wait_until(lambda: not alive(family))
 
 
 def _status(pid: int) -> str:
@@ -355,7 +415,7 @@ def _is_locked(pid: int) -> bool:
 @pytest.fixture
 def fresh_engines():
     """Test the engines again, now and after the test."""
-    caches = (sandbox._fault, sandbox.sandbox_engine)
+    caches = (sandbox._fault, sandbox.sandbox_engine, sandbox._namespace_fault)
     for cache in caches:
         cache.cache_clear()
     yield

@@ -10,7 +10,7 @@ from openai import BadRequestError, NotFoundError, OpenAI, omit
 from agent_kit.server import create_server
 from agent_kit.settings import load_settings
 
-UNTRACED = {"AGENT_KIT_MLFLOW_TRACING": "false"}
+UNTRACED = {"AGENT_KIT_MLFLOW_TRACING": "false", "AGENT_KIT_SERVER_TRUST_FORWARDED": "always"}
 
 
 @pytest.fixture

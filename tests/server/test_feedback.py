@@ -18,7 +18,8 @@ UNKNOWN = "tr-" + "0" * 32
 
 @pytest.fixture
 def traced(project) -> Iterator[str]:
-    server = create_server(settings=project)
+    environ = {"AGENT_KIT_SERVER_TRUST_FORWARDED": "always"}
+    server = create_server(settings=load_settings(project.project_dir, environ=environ))
     server.invoke()(lambda request: "391")
     with server.serve() as url:
         yield url
@@ -55,7 +56,7 @@ def test_feedback_becomes_an_assessment_of_its_user(traced, project, monkeypatch
 
     # A trace that is not in the memory of this worker is looked up in MLflow.
     monkeypatch.setattr("agent_kit.tracing.recorder.recent_traces._records", {})
-    for stranger in (EVE, ADA | EVE):
+    for stranger in (EVE, ADA | EVE, {}):
         refused = send_feedback(traced, stranger, trace_id=trace_id, value=True)
         assert refused.status_code == 404
         assert refused.json()["error"]["code"] == "trace_not_found"
@@ -77,11 +78,31 @@ def test_a_stored_response_names_its_trace(traced, project):
     assert nowhere.status_code == 404
 
 
-def test_the_trace_of_another_user_does_not_exist(traced):
-    trace_id = ask(traced, ADA)
-    refused = send_feedback(traced, EVE, trace_id=trace_id, value=True)
+@pytest.mark.parametrize(
+    ("owner", "stranger"),
+    [
+        (ADA, EVE),
+        (ADA, {}),
+        ({}, ADA),
+        ({"x-forwarded-access-token": "of Ada"}, {"x-forwarded-access-token": "of Eve"}),
+        ({"x-forwarded-access-token": "of Ada"}, {}),
+    ],
+    ids=str,
+)
+def test_the_trace_of_another_user_does_not_exist(traced, owner, stranger):
+    trace_id = ask(traced, owner)
+    refused = send_feedback(traced, stranger, trace_id=trace_id, value=True)
     assert refused.status_code == 404
     assert refused.json()["error"]["param"] == "trace_id"
+    assert send_feedback(traced, owner, trace_id=trace_id, value=True).status_code == 200
+
+
+def test_a_name_in_the_body_is_not_an_owner(traced):
+    body = {"input": "What?", "user": "eve@example.com"}
+    answer = httpx2.post(f"{traced}/v1/responses", json=body)
+    trace_id = answer.headers["x-mlflow-trace-id"]
+    assert send_feedback(traced, EVE, trace_id=trace_id, value=True).status_code == 404
+    assert send_feedback(traced, {}, trace_id=trace_id, value=True).status_code == 200
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +175,7 @@ def test_feedback_does_not_wait_for_the_tracking_server(tmp_path, monkeypatch):
     def cannot_store(*_: object, **__: object) -> str:
         raise TimeoutError("traces cannot be stored")
 
-    monkeypatch.setattr("agent_kit.server.feedback.log_feedback", cannot_store)
+    monkeypatch.setattr("agent_kit.server.feedback._trace_owner", cannot_store)
     with server.serve() as url:
         answer = send_feedback(url, {}, trace_id=UNKNOWN, value=True)
     assert answer.status_code == 503

@@ -52,6 +52,17 @@ def test_the_page_loads_nothing_from_elsewhere() -> None:
         assert "url(" not in text, path
 
 
+def test_files_with_a_dot_are_not_served(tmp_path: Path) -> None:
+    (tmp_path / "page" / ".git").mkdir(parents=True)
+    for name in ("index.html", ".env", ".git/config", "a.txt"):
+        (tmp_path / "page" / name).write_text("content")
+    with serve(tmp_path, SERVER_WEB_DIR="page").serve() as url:
+        for path in ("/.env", "/.git/config", "/%2eenv", "/.git", "//.env", "/x/../.env"):
+            assert httpx2.get(url + path).status_code == 404, path
+        for path in ("/", "/index.html", "/a.txt"):
+            assert httpx2.get(url + path).status_code == 200, path
+
+
 def test_name_and_icon_come_from_the_settings(plain):
     manifest = httpx2.get(f"{plain}/manifest.webmanifest")
     assert manifest.headers["content-type"].startswith("application/manifest+json")

@@ -18,7 +18,7 @@ from agent_kit.context import current_context
 from agent_kit.server import AgentServer, create_server
 from agent_kit.settings import load_settings
 
-UNTRACED = {"AGENT_KIT_MLFLOW_TRACING": "false"}
+UNTRACED = {"AGENT_KIT_MLFLOW_TRACING": "false", "AGENT_KIT_SERVER_TRUST_FORWARDED": "always"}
 PATIENCE = 60
 LAST = ("response.completed", "response.failed", "response.incomplete", "error")
 

@@ -8,7 +8,7 @@ from agent_kit.context import get_raw_request
 from agent_kit.server import AgentServer, create_server
 from agent_kit.settings import load_settings
 
-UNTRACED = {"AGENT_KIT_MLFLOW_TRACING": "false"}
+UNTRACED = {"AGENT_KIT_MLFLOW_TRACING": "false", "AGENT_KIT_SERVER_TRUST_FORWARDED": "always"}
 
 
 def make_server(**environ: str) -> AgentServer:

@@ -591,3 +591,27 @@ def test_feedback_that_cannot_be_stored_is_reverted(page: Page, stand_in: StandI
     up.click()
     expect(page.locator("#toast")).to_contain_text("MLflow does not answer")
     expect(up).to_have_attribute("aria-pressed", "false")
+
+
+def test_the_page_asks_once_for_the_token_of_the_server(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENT_KIT_SERVER_TOKEN", "a secret")
+    stage, server = Stage(), untraced_server()
+    server.stream()(stage.answer)
+    with server.serve() as url:
+        page.goto(url)
+        field = page.get_by_label("Token of this server").locator("input")
+        field.fill("a guess")
+        field.press("Enter")
+        expect(page.get_by_text("does not accept this token")).to_be_visible()
+        field.fill("a secret")
+        field.press("Enter")
+        expect(page.locator("html.ready")).to_be_attached()
+        ask(page, "Hi")
+        expect_end(page)
+        expect(answer(page).locator(".message")).to_have_text("Hello")
+        visit(page, url)  # the tab remembers it
+        expect(page.get_by_label("Token of this server")).to_have_count(0)
+        page.get_by_role("button", name="Conversations").click()
+        expect(page.locator("#conversations").get_by_text("Hi")).to_be_visible()

@@ -1,5 +1,7 @@
 /** Talking to the server: requests, errors that people can read, and server-sent events. */
 
+import { askToken, needsToken, tokenHeader } from "./token.js";
+
 /**
  * Something went wrong, said so that the reader knows what to do.
  *
@@ -31,7 +33,7 @@ const CUT = "The connection was cut before the answer was complete.";
  * @throws {Problem} for every answer that is not a success, and for none at all
  */
 export async function call(path, { body, method = body ? "POST" : "GET", signal } = {}) {
-  const headers = body ? { "Content-Type": "application/json" } : undefined;
+  const headers = { ...tokenHeader(), ...(body && { "Content-Type": "application/json" }) };
   const content = body && JSON.stringify(body);
   let reply;
   try {
@@ -42,6 +44,10 @@ export async function call(path, { body, method = body ? "POST" : "GET", signal 
     if (!navigator.onLine)
       throw new Problem("offline", "You are offline. Try again once you are back.");
     throw new Problem("unreachable", "The server cannot be reached. Is it running?");
+  }
+  if (needsToken(reply)) {
+    await askToken();
+    return call(path, { body, method, signal });
   }
   const isPage = reply.headers.get("content-type")?.startsWith("text/html");
   if (reply.type === "opaqueredirect" || reply.status === 401 || (reply.ok && isPage)) {
