@@ -11,16 +11,22 @@ from contextlib import aclosing
 from typing import Any
 
 from .chat import model_parameters
-from .interface import Event, ModelRequest, item_done, turn_ended
+from .interface import Event, ModelRequest, item_done, known_usage, turn_ended
 from agent_kit.models.service import (
+    DONE,
     ModelService,
     incomplete_response,
     invalid_response,
+    log_unknown,
     service_error,
+    stop_reason,
 )
-from ..protocol.output_items import AgentOutputError
-from ..protocol.response_object import complete_usage
+from ..protocol import RequestError
+from ..protocol.output_items import OUTPUT_TYPES
+from ..protocol.response_assembler import add_item_event
+from ..protocol.streaming_items import KIND_OF_PART, StreamingItem, StreamingItems
 
+_CHAT_ONLY = ("stop", "seed", "logit_bias", "frequency_penalty", "presence_penalty")
 _ENCRYPTED = "reasoning.encrypted_content"
 
 
@@ -34,8 +40,22 @@ def _sent_item(item: dict[str, Any]) -> dict[str, Any] | None:
     return {name: value for name, value in item.items() if name != "id" and value is not None}
 
 
+def _refuse_chat_only(parameters: dict[str, Any]) -> None:
+    """Remove parameters without effect that the Responses API lacks; refuse the others."""
+    for name in _CHAT_ONLY:
+        value = parameters.pop(name, None)
+        if value or (name == "seed" and value is not None):
+            raise RequestError(
+                f"'{name}' is not supported: the model of this server uses the Responses API, "
+                "which does not have it.",
+                param=name,
+                code="unsupported_parameter",
+            )
+
+
 def _responses_body(request: ModelRequest, model: str) -> dict[str, Any]:
     parameters = model_parameters(request)
+    _refuse_chat_only(parameters)
     included = [name for name in parameters.get("include") or () if name != _ENCRYPTED]
     body = {
         "model": model,
@@ -61,51 +81,127 @@ _FORWARDED = (
     *("response.file_search_call.", "response.code_interpreter_call"),
     "response.image_generation_call.",
 )
-_STATUSES = {"rate_limit_exceeded": 429, "invalid_prompt": 400}
+_ENDS = ("completed", "incomplete", "failed", "cancelled")
+
+
+def _known_parts(parts: list[Any]) -> list[Any]:
+    known = []
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text":
+            part = {**part, "type": "output_text"}
+        elif isinstance(kind, str) and kind not in KIND_OF_PART:
+            log_unknown("part", kind)
+            continue
+        known.append(part)
+    return known
+
+
+def _known_item(item: dict[str, Any]) -> dict[str, Any] | None:
+    kind, content = item.get("type"), item.get("content")
+    if isinstance(kind, str) and kind not in OUTPUT_TYPES and ":" not in kind:
+        log_unknown("item", kind)
+        return None
+    is_message = kind == "message" and isinstance(content, list)
+    return {**item, "content": _known_parts(content)} if is_message else item
+
+
+def _is_item(streamed: StreamingItem, item: dict[str, Any], index: int) -> bool:
+    source = streamed.source
+    has_id = source.id is not None and source.id == item.get("id")
+    has_call_id = source.call_id is not None and source.call_id == item.get("call_id")
+    return streamed.type == item.get("type") and (has_id or has_call_id or source.position == index)
+
+
+def _has_type(streamed: StreamingItem, item: dict[str, Any], index: int) -> bool:
+    return streamed.type == item.get("type")
 
 
 class _ResponsesReader:
     """Turns the events of one response into those of a model."""
 
     def __init__(self, name: str) -> None:
-        self._name, self._has_items, self._has_ended = name, False, False
+        self._name, self._has_ended = name, False
+        self._items = StreamingItems()
+        self._omitted_ids: set[str] = set()
 
     def read(self, event: dict[str, Any]) -> Iterator[Event]:
         """Yield the events to forward; raises `ModelError` if the response failed."""
+        if event is DONE:
+            return
         kind = event.get("type")
         if event.get("object") == "response":
             # A service that does not stream sends the response as a whole.
-            kind, event = f"response.{event.get('status')}", {"response": event}
+            kind, event = f"response.{event.get('status') or 'completed'}", {"response": event}
         if not isinstance(kind, str):
             raise invalid_response("an event has no type")
-        if kind in ("error", "response.completed", "response.incomplete", "response.failed"):
-            yield from self._end(kind, event)
+        status = kind.removeprefix("response.")
+        if status in _ENDS:
+            yield from self._end(status, event.get("response"))
         elif kind.startswith(_FORWARDED):
-            self._has_items = self._has_items or kind == "response.output_item.done"
-            yield {name: value for name, value in event.items() if name != "sequence_number"}
+            yield from self._forward(event)
 
-    def _end(self, kind: str, event: dict[str, Any]) -> Iterator[Event]:
-        response: Any = {"error": event} if kind == "error" else event.get("response")
+    def _forward(self, event: dict[str, Any]) -> Iterator[Event]:
+        try:
+            known = self._known(event)
+            is_added = known is not None and add_item_event(self._items, known)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise invalid_response(error) from None
+        self._items.outbox.take()
+        if known is not None and is_added:
+            yield {name: value for name, value in known.items() if name != "sequence_number"}
+        elif known is not None:
+            log_unknown("event", known["type"])
+
+    def _known(self, event: dict[str, Any]) -> dict[str, Any] | None:
+        """Return an event without parts of unknown types, None for an item of such a type."""
+        item, part = event.get("item"), event.get("part")
+        if isinstance(item, dict):
+            known = _known_item(item)
+            if known is None and isinstance(item.get("id"), str):
+                self._omitted_ids.add(item["id"])
+            return known and {**event, "item": known}
+        if event.get("item_id") in self._omitted_ids:
+            return None
+        if isinstance(part, dict):
+            parts = _known_parts([part])
+            return {**event, "part": parts[0]} if parts else None
+        return event
+
+    def _missing(self, output: list[dict[str, Any]]) -> Iterator[Event]:
+        """Yield the events of the items that only the last event contains."""
+        done, missing = [item for item in self._items.all if item.done], list(enumerate(output))
+        for is_same in (_is_item, _has_type):
+            for index, item in list(missing):
+                same = next((one for one in done if is_same(one, item, index)), None)
+                if same:
+                    done.remove(same)
+                    missing.remove((index, item))
+        for index, item in missing:
+            yield {**item_done(item), "output_index": index}
+
+    def _end(self, status: str, response: object) -> Iterator[Event]:
         if not isinstance(response, dict):
             raise invalid_response("the last event contains no response")
-        status, failure = response.get("status"), response.get("error")
-        if status == "failed" or failure:
-            failure = failure if isinstance(failure, dict) else {}
-            code = str(failure.get("code") or "server_error")
-            raise service_error(failure.get("message"), _STATUSES.get(code, 502), code)
-        if not self._has_items:
-            yield from (item_done(item) for item in response.get("output") or ())
-        try:
-            usage = complete_usage(response["usage"]) if response.get("usage") else None
-        except AgentOutputError as error:
-            raise invalid_response(error) from None
+        if status in ("failed", "cancelled") or response.get("error"):
+            raise service_error(response.get("error") or f"The response is {status}.")
+        output = response.get("output") or []
+        if not isinstance(output, list) or not all(isinstance(item, dict) for item in output):
+            raise invalid_response("the output is not a list of items")
+        for event in self._missing(output):
+            yield from self._forward(event)
         details = response.get("incomplete_details")
         reason = details.get("reason") if isinstance(details, dict) else None
-        if not reason and status == "incomplete":
+        if not reason and "incomplete" in (status, response.get("status")):
             reason = "max_output_tokens"
+        tier = response.get("service_tier")
         self._has_ended = True
-        name = str(response.get("model") or self._name)
-        yield turn_ended(name, usage, incomplete=str(reason) if reason else None)
+        yield turn_ended(
+            str(response.get("model") or self._name),
+            known_usage(response.get("usage")),
+            incomplete=stop_reason(reason) if reason else None,
+            service_tier=tier if isinstance(tier, str) else None,
+        )
 
     def finish(self) -> None:
         """Raise `ModelError` if the response was cut off."""
@@ -130,6 +226,7 @@ class ResponsesModel:
 
         Raises:
             ModelError: The service refuses the request, or its response is invalid.
+            RequestError: The request contains what the Responses API does not support.
         """
         body = _responses_body(request, self._service.model)
         reader = _ResponsesReader(self._service.model)

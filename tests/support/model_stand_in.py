@@ -78,13 +78,14 @@ class Turn:
 
 @dataclass
 class Refusal:
-    """An HTTP error instead of a response."""
+    """An HTTP error instead of a response; `body` is the exact body, a text or a JSON value."""
 
     status: int
     message: str = "refused"
     code: str | None = None
     param: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
+    body: Any = None
 
 
 Answer = str | Turn | Refusal | Callable[[dict[str, Any]], "str | Turn | Refusal"]
@@ -207,11 +208,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _refuse(self, refusal: Refusal) -> None:
         error = {"message": refusal.message, "type": "error", "code": refusal.code}
-        body = {"error": error | {"param": refusal.param}}
+        body = refusal.body or {"error": error | {"param": refusal.param}}
         self._send_json(refusal.status, body, refusal.headers)
 
     def _send_json(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
-        data = json.dumps(body).encode()
+        data = (body if isinstance(body, str) else json.dumps(body)).encode()
         self.send_response(status)
         head = {"Content-Type": "application/json", "Content-Length": len(data), **(headers or {})}
         for name, value in head.items():
