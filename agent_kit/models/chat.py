@@ -106,9 +106,6 @@ class _ToolCalls:
         if not isinstance(deltas, list) or not all(isinstance(delta, dict) for delta in deltas):
             raise invalid_response("tool_calls is not a list of objects")
         for delta in deltas:
-            delta = {name: value for name, value in delta.items() if value is not None}
-            if isinstance(delta.get("id"), int):
-                delta["id"] = str(delta["id"])
             index = self._index(delta)
             is_new = index == len(self._calls)
             (delta,) = add_tool_calls([{**delta, "index": index}], self._calls)
@@ -161,7 +158,7 @@ def _content_events(content: object) -> Iterator[Event]:
     for part in content if isinstance(content, list) else [content]:
         kind = part.get("type") if isinstance(part, dict) else None
         text = part.get("text") if isinstance(part, dict) else part
-        if kind in _REASONING_PARTS:
+        if isinstance(part, dict) and kind in _REASONING_PARTS:
             yield from _reasoning_events(part.get("summary") or part.get("thinking") or text)
         elif isinstance(text, str):
             yield from [interface.text_delta(text)] if text else ()

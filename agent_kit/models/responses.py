@@ -102,8 +102,9 @@ def _known_item(item: dict[str, Any]) -> dict[str, Any] | None:
     if isinstance(kind, str) and kind not in OUTPUT_TYPES and ":" not in kind:
         log_unknown("item", kind)
         return None
-    is_message = kind == "message" and isinstance(content, list)
-    return {**item, "content": _known_parts(content)} if is_message else item
+    if kind == "message" and isinstance(content, list):
+        return {**item, "content": _known_parts(content)}
+    return item
 
 
 def _is_item(streamed: StreamingItem, item: dict[str, Any], index: int) -> bool:

@@ -14,8 +14,8 @@ import logging
 import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 import httpx2
@@ -208,7 +208,7 @@ def _json_or_text(data: str) -> object:
 
 
 def _model_error(
-    error: Exception, has_begun: bool, *, model: str, credentials: str, seconds: float
+    error: Exception, report: Callable[..., ModelError], *, has_begun: bool, seconds: float
 ) -> ModelError:
     import openai
 
@@ -220,8 +220,7 @@ def _model_error(
             return incomplete_response()
         message = "The model service cannot be reached. Check that it runs and that [agent] "
         return ModelError(f"{message}base_url is its address.", 503, "model_unreachable")
-    reported, status = _json_or_text(error.response.text), error.status_code
-    refusal = service_error(reported, status, model=model, credentials=credentials)
+    refusal = report(_json_or_text(error.response.text), error.status_code)
     refusal.retry_after = error.response.headers.get("retry-after")
     return refusal
 
@@ -314,6 +313,7 @@ def _refused_names(reported: str, body: dict[str, Any]) -> set[str]:
     return {name for name in named if _adapt(body, {name}) != body}
 
 # %% ../../nbs/models/20_service.ipynb #5ac0d8e1
+_Report: TypeAlias = Callable[[object], ModelError]
 DONE: dict[str, Any] = {}
 _DRAIN_SECONDS = 0.1
 
@@ -349,19 +349,19 @@ def _is_error(value: dict[str, Any]) -> bool:
     return not is_other and bool(value.keys() & {"error_code", "detail", "errors", "message"})
 
 
-def _json_object(data: str | bytes, details: dict[str, str]) -> dict[str, Any]:
+def _json_object(data: str | bytes, report: _Report) -> dict[str, Any]:
     value = _parse(data)
     if not isinstance(value, dict):
         raise invalid_response(f"{data!r:.200} is not an object")
     if _is_error(value):
-        raise service_error(value, **details)
+        raise report(value)
     return value
 
 
 async def _json_objects(
-    response: httpx2.Response, details: dict[str, str]
+    response: httpx2.Response, report: _Report
 ) -> AsyncIterator[dict[str, Any]]:
-    """Yield the objects of a response; `details` are those of an error that it contains."""
+    """Yield the objects of a response; `report` returns the error for one that it contains."""
     kind = response.headers.get("content-type", "text/event-stream").lower()
     if "event-stream" in kind:
         events = aiter(_events(response))
@@ -374,11 +374,11 @@ async def _json_objects(
                         pass
                 return
             if event.event == "error":
-                raise service_error(_json_or_text(event.data), **details)
+                raise report(_json_or_text(event.data))
             if event.data.strip():
-                yield _json_object(event.data, details)
+                yield _json_object(event.data, report)
     elif "json" in kind:
-        yield _json_object(await response.aread(), details)
+        yield _json_object(await response.aread(), report)
         yield DONE
     else:
         raise invalid_response(f"{kind}. Check [agent] base_url, which often ends in /v1.")
@@ -437,19 +437,19 @@ class ModelService:
         """
         # Its import takes half a second.
         openai = await asyncio.to_thread(importlib.import_module, "openai")
-        details = {"model": self.model, "credentials": self._credentials}
+        report = partial(service_error, model=self.model, credentials=self._credentials)
         has_begun = False
         try:
             response = await self._post(path, body)
             try:
-                async for value in _json_objects(response, details):
+                async for value in _json_objects(response, report):
                     has_begun = True
                     yield value
             finally:
                 await response.aclose()
         except (openai.APIError, httpx2.HTTPError, httpx2.InvalidURL) as error:
             seconds = self._timeout.read or 0
-            raise _model_error(error, has_begun, seconds=seconds, **details) from None
+            raise _model_error(error, report, has_begun=has_begun, seconds=seconds) from None
 
     async def _client(self) -> "openai.AsyncOpenAI":
         loop = asyncio.get_running_loop()
