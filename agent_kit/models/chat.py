@@ -21,9 +21,9 @@ from agent_kit.models.service import (
     stop_reason,
 )
 from ..protocol import ResponsesRequest, parse_request
-from ..protocol.chat_assemblers import add_tool_calls
-from ..protocol.output_items import new_item_id
+from ..protocol.output_items import AgentOutputError, new_item_id
 from ..protocol.request_conversion import responses_to_chat
+from ..protocol.tool_calls import ToolCalls
 from ..protocol.wire import text_of
 
 _KIT_PARAMETERS = frozenset(
@@ -94,43 +94,39 @@ _CALL_TYPES = {
 
 
 class _ToolCalls:
-    """Accumulates the tool calls of a response."""
+    """Turns the tool calls of a response into events."""
 
     def __init__(self) -> None:
-        self._calls: list[dict[str, Any]] = []
-        self._item_ids: list[str] = []
-        self._indexes: dict[object, int] = {}
+        self._calls, self._item_ids = ToolCalls(), list[str]()
 
-    def add(self, deltas: object) -> Iterator[Event]:
+    def add(self, chunks: object) -> Iterator[Event]:
         """Yield the events for the tool calls in a chunk."""
-        if not isinstance(deltas, list) or not all(isinstance(delta, dict) for delta in deltas):
-            raise invalid_response("tool_calls is not a list of objects")
+        yield from self._events(self._calls.add(chunks))
+
+    def finish(self) -> Iterator[Event]:
+        """Yield the last events, and the finished calls."""
+        try:
+            held_back = self._calls.finish()
+        except AgentOutputError as error:
+            raise invalid_response(error) from None
+        yield from self._events(held_back)
+        for index in range(len(self._item_ids)):
+            yield {**interface.item_done(self._item(index)), "output_index": index}
+
+    def _events(self, deltas: list[dict[str, Any]]) -> Iterator[Event]:
         for delta in deltas:
-            index = self._index(delta)
-            is_new = index == len(self._calls)
-            (delta,) = add_tool_calls([{**delta, "index": index}], self._calls)
-            kind = self._calls[index]["type"]
+            index, kind = delta["index"], "custom" if "custom" in delta else "function"
             item_type, field, event_type = _CALL_TYPES[kind]
-            if is_new:
+            if index == len(self._item_ids):
                 self._item_ids.append(new_item_id(item_type))
                 item = {**self._item(index), field: "", "status": "in_progress"}
                 yield {"type": "response.output_item.added", "item": item, "output_index": index}
-            if text := delta.get(kind, {}).get(field):
+            if text := delta[kind].get(field):
                 ids = {"item_id": self._item_ids[index], "output_index": index}
                 yield {"type": event_type, "delta": text, **ids}
 
-    def _index(self, delta: dict[str, Any]) -> int:
-        call_id, key = delta.get("id"), delta.get("index")
-        key = call_id if key is None else key
-        index = self._indexes.get(key)
-        is_other = index is not None and call_id and call_id != self._calls[index]["id"]
-        has_name = is_other and any((delta.get(kind) or {}).get("name") for kind in _CALL_TYPES)
-        if index is None or has_name:
-            index = self._indexes[key] = len(self._calls)
-        return index
-
     def _item(self, index: int) -> dict[str, Any]:
-        call = self._calls[index]
+        call = self._calls.whole[index]
         item_type, field, _ = _CALL_TYPES[call["type"]]
         content = call[call["type"]]
         return {
@@ -138,14 +134,9 @@ class _ToolCalls:
             "type": item_type,
             "call_id": call["id"],
             "name": content["name"],
-            field: content[field] or ("{}" if field == "arguments" else ""),
+            field: content[field],
             "status": "completed",
         }
-
-    def finish(self) -> Iterator[Event]:
-        """Yield the finished calls."""
-        for index in range(len(self._calls)):
-            yield {**interface.item_done(self._item(index)), "output_index": index}
 
 # %% ../../nbs/models/30_chat.ipynb #b6125b86
 _REASONING_PARTS = ("reasoning", "reasoning_text", "thinking")

@@ -67,9 +67,12 @@ _PREFIXES = {
 
 
 def new_id(prefix: str) -> str:
-    """Return a new id such as `resp_0197…`: the time in milliseconds, then 96 random bits."""
+    """Return a new id such as `resp_0197…`: the time in milliseconds, then 72 random bits.
+
+    It has at most 40 characters, as services require of call ids.
+    """
     milliseconds = time.time_ns() // 1_000_000
-    return f"{prefix}_{milliseconds:012x}{secrets.token_hex(12)}"
+    return f"{prefix}_{milliseconds:012x}{secrets.token_hex(9)}"
 
 
 def new_item_id(kind: str) -> str:
