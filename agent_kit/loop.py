@@ -20,14 +20,16 @@ from agent_kit.models.interface import (
     Model,
     ModelError,
     ModelRequest,
+    count_tokens,
     item_done,
+    known_usage,
     text_delta,
+    token_usage,
     turn_ended,
 )
 from .protocol import ResponsesRequest
 from .protocol.output_items import new_id
 from .protocol.response_assembler import add_item_event, add_response
-from .protocol.response_object import complete_usage
 from .protocol.streaming_items import StreamingItems
 from .tools import Tool, ToolLike, ToolResult, open_tools
 from .tracing.spans import enter, leave, span
@@ -135,6 +137,7 @@ class _Reply:
         self.model = model
         self.items: list[dict[str, Any]] = []
         self.usage: dict[str, Any] | None = None
+        self.service_tier: str | None = None
         self.incomplete: str | None = None  # why the model stopped early
         self._events: list[tuple[Event, list[Any]]] = []  # each with its deltas
         self._place: list[Any] | None = None  # where the last delta belongs
@@ -178,7 +181,8 @@ class _Reply:
         details = add_response(streamed, response)
         self.items = streamed.finished
         self.incomplete = details["reason"] if details else None
-        self.usage = complete_usage(usage) if (usage := response.get("usage")) else None
+        self.usage = known_usage(response.get("usage"))
+        self.service_tier = response.get("service_tier")
         self.model = last["response"].get("model") or self.model
         return [] if self._events else [item_done(item) for item in self.items]
 
@@ -233,7 +237,8 @@ async def _ask(
                     yield reply.add(event)
         for event in reply.finish(last):
             yield event
-        yield turn_ended(reply.model, reply.usage, incomplete=reply.incomplete)
+        tier = reply.service_tier
+        yield turn_ended(reply.model, reply.usage, incomplete=reply.incomplete, service_tier=tier)
         step.set_outputs(reply.items)
         step.set_usage(reply.usage, reply.model)
         step.close(None)
@@ -289,7 +294,7 @@ def _for_next_turn(item: dict[str, Any]) -> dict[str, Any]:
 # %% ../nbs/50_loop.ipynb #e683e86b
 def _stopped(model: str, max_turns: int) -> list[Event]:
     turns = "one turn" if max_turns == 1 else f"{max_turns} turns"
-    last = turn_ended(model, None)
+    last = turn_ended(model, token_usage(0, 0))
     last["response"]["custom_outputs"] = {"stopped": "max_turns"}
     text = f"I stopped after {turns} without a final answer ([agent] max_turns)."
     return [text_delta(text), last]
@@ -327,7 +332,8 @@ async def _run_turns(
                     yield item_done(output)
             if others:
                 return
-            used_tokens += reply.usage["output_tokens"] if reply.usage else 0
+            usage = reply.usage or {"output_tokens": sum(map(count_tokens, reply.items))}
+            used_tokens += usage["output_tokens"]
         for event in _stopped(model.name, max_turns):
             yield event
 

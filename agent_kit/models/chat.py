@@ -21,7 +21,7 @@ from agent_kit.models.service import (
     stop_reason,
 )
 from ..protocol import ResponsesRequest, parse_request
-from ..protocol.output_items import AgentOutputError, new_item_id
+from ..protocol.output_items import AgentOutputError, complete_logprobs, new_item_id
 from ..protocol.request_conversion import responses_to_chat
 from ..protocol.tool_calls import ToolCalls
 from ..protocol.wire import text_of
@@ -164,6 +164,15 @@ def _reasoning_events(reasoning: object) -> Iterator[Event]:
         yield {"type": "response.reasoning_text.delta", "delta": text}
 
 
+def _readable_logprobs(logprobs: object) -> list[dict[str, Any]]:
+    if not isinstance(logprobs, dict):
+        return []
+    try:
+        return complete_logprobs(logprobs.get("content"))
+    except TypeError:
+        return []
+
+
 class _ChatReader:
     """Turns the chunks of one chat completion into events."""
 
@@ -203,10 +212,9 @@ class _ChatReader:
             return
         self._has_choices = True
         yield from _reasoning_events(delta.get("reasoning_content") or delta.get("reasoning"))
-        logprobs = choice.get("logprobs")
-        tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
+        logprobs = _readable_logprobs(choice.get("logprobs"))
         for event in _content_events(delta.get("content") or ""):
-            yield {**event, "logprobs": tokens} if isinstance(tokens, list) and tokens else event
+            yield {**event, "logprobs": logprobs} if logprobs else event
         if isinstance(refusal := delta.get("refusal"), str) and refusal:
             yield {"type": "response.refusal.delta", "delta": refusal}
         if calls := delta.get("tool_calls"):

@@ -103,7 +103,7 @@ def _reason(reported: object) -> str:
         if reason:
             named = f"{'.'.join(map(str, place))}: " if isinstance(place, list) else ""
             return named + _reason(reason)
-    return orjson.dumps(reported, default=str).decode() if reported else "nothing"
+    return json.dumps(reported, ensure_ascii=False) if reported else "nothing"
 
 
 def _without_secrets(text: str) -> str:
@@ -330,6 +330,10 @@ def _events(response: httpx2.Response) -> httpx2.EventSource:
     return httpx2.EventSource(stream, max_event_size=None)
 
 
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) < 19 else float(digits)
+
+
 def _parse(data: str | bytes) -> object:
     try:
         return orjson.loads(data)
@@ -337,7 +341,7 @@ def _parse(data: str | bytes) -> object:
         pass
     try:
         # Some services send NaN, half a surrogate pair or a line break within a string.
-        return json.loads(data, strict=False)
+        return json.loads(data, strict=False, parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise invalid_response(f"{error} in {data!r:.200}") from None
 

@@ -44,7 +44,13 @@ class _Totals:
     def __init__(self) -> None:
         self.ended = False
         self.usage: dict[str, Any] | None = None  # under the names of the Responses API
+        self.usage_is_known = True
         self.custom_outputs: dict[str, Any] | None = None
+
+    @property
+    def chat_usage(self) -> dict[str, Any] | None:
+        """The token counts under the names of chat completions, None if they are unknown."""
+        return chat_usage(self.usage) if self.usage_is_known else None
 
     def _check_open(self) -> None:
         if self.ended:
@@ -52,6 +58,8 @@ class _Totals:
 
     def _add_totals(self, chunk: Fields) -> None:
         self.usage = total_usage(self.usage, chunk)
+        if "usage" in chunk:  # as null, also before the chunk that contains it
+            self.usage_is_known = self.usage is not None
         self.custom_outputs = merged_outputs(self.custom_outputs, chunk)
 
     def fail(self, message: str, code: str = "server_error") -> list[Event]:
@@ -173,7 +181,7 @@ class ChatAssembler(_Totals):
             for index, choice in sorted(self.choices.items())
         ]
         body = {**self._head, "object": "chat.completion", "choices": choices}
-        body["usage"] = chat_usage(self.usage)
+        body["usage"] = self.chat_usage
         return {**body, "custom_outputs": self.custom_outputs} if self.custom_outputs else body
 
     def start(self) -> list[Event]:
@@ -220,7 +228,7 @@ class ChatAssembler(_Totals):
         if self.custom_outputs:
             chunks[-1]["custom_outputs"] = self.custom_outputs
         if self._sends_usage:
-            chunks.append(self._chunk([], usage=chat_usage(self.usage)))
+            chunks.append(self._chunk([], usage=self.chat_usage))
         return chunks
 
     cancel = finish
@@ -300,7 +308,7 @@ class ChatAgentAssembler(_Totals):
         body["finish_reason"] = self.finish_reason
         if self.custom_outputs:
             body["custom_outputs"] = self.custom_outputs
-        return {**body, "usage": chat_usage(self.usage)}
+        return {**body, "usage": self.chat_usage}
 
     def start(self) -> list[Event]:
         """Open the stream, for which the protocol has no event."""
@@ -348,7 +356,7 @@ class ChatAgentAssembler(_Totals):
         last = {"delta": {"role": "assistant", "content": "", "id": identity}}
         if self.custom_outputs:
             last["custom_outputs"] = self.custom_outputs
-        last |= {"finish_reason": self.finish_reason, "usage": chat_usage(self.usage)}
+        last |= {"finish_reason": self.finish_reason, "usage": self.chat_usage}
         return [*chunks, last]
 
     cancel = finish
