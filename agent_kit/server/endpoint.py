@@ -188,12 +188,13 @@ class SseSink:
             await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
     def _on_timer(self) -> None:
-        silent = self._loop.time() - self._last_write
-        if self.opened and silent >= _KEEP_ALIVE_SECONDS:
+        wait = self._last_write + _KEEP_ALIVE_SECONDS - self._loop.time()
+        if self.opened and wait <= 0:
             self._frames.append(b": keep-alive\n\n")
         if not self.opened or self._frames:
             self._flusher = self._loop.create_task(self._flush())
-        self._timer = self._loop.call_later(_KEEP_ALIVE_SECONDS, self._on_timer)
+            wait = _KEEP_ALIVE_SECONDS
+        self._timer = self._loop.call_later(wait, self._on_timer)
 
 # %% ../../nbs/server/30_endpoint.ipynb #6dc02bac
 _WATCH_AFTER_SECONDS = 0.05
