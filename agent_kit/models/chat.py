@@ -11,7 +11,7 @@ from contextlib import aclosing
 from typing import Any
 
 from . import interface
-from .interface import Event, ModelRequest, known_usage
+from .interface import Event, ModelError, ModelRequest, known_usage
 from agent_kit.models.service import (
     DONE,
     ModelService,
@@ -202,6 +202,11 @@ class _ChatReader:
         except (AttributeError, TypeError) as error:  # a value of another type
             raise invalid_response(error) from None
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the service has reported that the response has ended, and why."""
+        return self._end is not None
+
     def _read_choice(self, choice: object) -> Iterator[Event]:
         # A service that does not stream sends the message as a whole.
         delta = choice.get("delta") or choice.get("message") if isinstance(choice, dict) else None
@@ -269,9 +274,14 @@ class ChatModel:
         body = _chat_body(request, service.model, is_openai=service.is_openai)
         body["stream_options"] = {"include_usage": True}
         reader = _ChatReader(service.model)
-        async with aclosing(service.stream("/chat/completions", body)) as chunks:
-            async for chunk in chunks:
-                for event in reader.read(chunk):
-                    yield event
+        try:
+            async with aclosing(service.stream("/chat/completions", body)) as chunks:
+                async for chunk in chunks:
+                    for event in reader.read(chunk):
+                        yield event
+        except ModelError as error:
+            # Some services break the connection after the whole response.
+            if error.code != "incomplete_answer" or not reader.has_ended:
+                raise
         for event in reader.finish():
             yield event

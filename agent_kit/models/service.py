@@ -14,6 +14,7 @@ import logging
 import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import suppress
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -316,6 +317,7 @@ def _refused_names(reported: str, body: dict[str, Any]) -> set[str]:
 _Report: TypeAlias = Callable[[object], ModelError]
 DONE: dict[str, Any] = {}
 _DRAIN_SECONDS = 0.1
+_LAST_EVENTS = tuple(f"response.{status}" for status in ("completed", "incomplete", "failed"))
 
 
 def _events(response: httpx2.Response) -> httpx2.EventSource:
@@ -362,6 +364,13 @@ def _json_object(data: str | bytes, report: _Report) -> dict[str, Any]:
     return value
 
 
+async def _drain(events: AsyncIterator[object]) -> None:
+    """Read a stream to its end, so that its connection serves the next request."""
+    with suppress(httpx2.HTTPError), anyio.move_on_after(_DRAIN_SECONDS):
+        async for _ in events:
+            pass
+
+
 async def _json_objects(
     response: httpx2.Response, report: _Report
 ) -> AsyncIterator[dict[str, Any]]:
@@ -370,17 +379,16 @@ async def _json_objects(
     if "event-stream" in kind:
         events = aiter(_events(response))
         async for event in events:
-            if event.data.startswith("[DONE]"):
-                yield DONE
-                # A connection that is read to its end serves the next request.
-                with anyio.move_on_after(_DRAIN_SECONDS):
-                    async for _ in events:
-                        pass
-                return
             if event.event == "error":
                 raise report(_json_or_text(event.data))
-            if event.data.strip():
-                yield _json_object(event.data, report)
+            if not event.data.strip():
+                continue
+            is_done = event.data.startswith("[DONE]")
+            value = DONE if is_done else _json_object(event.data, report)
+            yield value
+            if is_done or value.get("type") in _LAST_EVENTS:
+                await _drain(events)
+                return
     elif "json" in kind:
         yield _json_object(await response.aread(), report)
         yield DONE

@@ -386,7 +386,7 @@ def test_calls_with_unusual_indexes(index):
 
 
 def test_further_choices_and_logprobs():
-    likely = [{"token": "391", "logprob": -0.1, "top_logprobs": []}]
+    likely = [{"token": "391", "bytes": [51, 57, 49], "logprob": -0.1, "top_logprobs": []}]
     chunks = [
         {"choices": [{"index": 1, "delta": {"content": "another"}}]},
         {"choices": [{"delta": {"content": "391"}, "logprobs": {"content": likely}}]},
@@ -656,6 +656,36 @@ def test_the_words_for_a_complete_response(reason):
 def test_a_marked_end_needs_no_finish_reason(turn):
     events, _ = ask([turn])
     assert text(events) == "391"
+    assert events[-1]["type"] == "response.completed"
+
+
+@pytest.mark.parametrize(
+    ("provider", "end"),
+    [
+        ("openai", frame(delta("stop"))),
+        ("openai", "data: [DONE]\n\n"),
+        ("openai-responses", frame(ending())),
+    ],
+)
+def test_a_connection_that_breaks_after_the_end(provider, end):
+    events, _ = ask([Turn(frames=[frame(word(provider, "391")), end], cut=True)], provider=provider)
+    assert text(events) == "391"
+    assert events[-1]["type"] == "response.completed"
+
+
+@pytest.mark.parametrize(
+    ("provider", "end"),
+    [("openai", "data: [DONE]\n\n"), ("openai-responses", frame(ending()))],
+)
+def test_a_connection_that_stays_open_after_the_end(provider, end):
+    closes = threading.Event()
+    turn = Turn(frames=[frame(word(provider, "391")), end], wait=closes)
+    with ModelStandIn([turn]) as service:
+        try:
+            model = model_at(service.url, provider, timeout_seconds="20")
+            events = asyncio.run(collect(model))
+        finally:
+            closes.set()
     assert events[-1]["type"] == "response.completed"
 
 

@@ -31,7 +31,7 @@ class Turn:
         finish: The finish reason of chat completions.
         usage: Whether the service counts tokens.
         pause: Seconds between two chunks of a stream.
-        wait: An event to wait for after the first chunk.
+        wait: An event to wait for after the first chunk, or before the end of `frames`.
         cut: Whether to break the connection instead of ending the stream.
         chunks: The exact chunks of a chat completion stream, instead of everything above.
         frames: The exact frames of the whole stream, valid or not, instead of all others.
@@ -229,7 +229,10 @@ class _Handler(BaseHTTPRequestHandler):
             for frame in turn.frames:
                 self._write(frame)
             if turn.frames:
-                self.wfile.write(b"0\r\n\r\n")
+                if turn.wait:
+                    turn.wait.wait(60)
+                self.close_connection = turn.cut
+                self.wfile.write(b"" if turn.cut else b"0\r\n\r\n")
                 return
             for number, chunk in enumerate(chunks):
                 if turn.cut and number == 2:
