@@ -12,8 +12,6 @@ from collections.abc import AsyncGenerator, Awaitable, Iterable
 from contextlib import aclosing
 from typing import Any, TypeAlias
 
-import orjson
-
 from agent_kit.models.interface import (
     FINAL_EVENTS,
     Event,
@@ -27,11 +25,14 @@ from agent_kit.models.interface import (
     token_usage,
     turn_ended,
 )
-from .protocol import ResponsesRequest
+from .protocol import RequestError, ResponsesRequest
 from .protocol.output_items import new_id
+from .protocol.reasoning_tags import ReasoningTags, split_message
 from .protocol.response_assembler import add_item_event, add_response
 from .protocol.streaming_items import StreamingItems
+from .protocol.wire import valid_arguments
 from .tools import Tool, ToolLike, ToolResult, open_tools
+from .tools.schema import fit_tool
 from .tracing.spans import enter, leave, span
 
 # %% ../nbs/50_loop.ipynb #2078cda8
@@ -80,7 +81,8 @@ class _Toolbox:
 
     def __init__(self, request: ResponsesRequest, own: dict[str, Tool], max_turns: int) -> None:
         self.request, self.own, self.max_turns = request, own, max_turns
-        self.callers, self.choice = _allowed_tools(request)
+        callers, self.choice = _allowed_tools(request)
+        self.callers = list(map(fit_tool, callers))
         self.callers_names = {tool["name"] for tool in request.tools if "name" in tool}
         self.calls_left = request.max_tool_calls or math.inf
         self.turn = 0
@@ -142,7 +144,7 @@ class _Reply:
         self._events: list[tuple[Event, list[Any]]] = []  # each with its deltas
         self._place: list[Any] | None = None  # where the last delta belongs
         self._taken_ids = {item["call_id"] for item in conversation if "call_id" in item}
-        self._new_ids: dict[str | None, str] = {}
+        self._announced_ids: dict[object, str] = {}
 
     def add(self, event: Event) -> Event:
         """Record an event; return it, with a new call id if its own is taken."""
@@ -160,15 +162,19 @@ class _Reply:
 
     def _with_unique_call_id(self, event: Event) -> Event:
         item = event["item"]
-        given = item.get("call_id") if isinstance(item, dict) else None
-        if not given and (not isinstance(item, dict) or item.get("type") != "function_call"):
+        if not isinstance(item, dict) or str(item.get("type")).endswith("_output"):
             return event
-        key, call_id = given or item.get("id"), given
-        if not given or given in self._taken_ids:
-            call_id = self._new_ids.setdefault(key, new_id("call"))
-        if event["type"] == "response.output_item.done":
+        given = "" if item.get("call_id") is None else str(item["call_id"])
+        if not given and item.get("type") != "function_call":
+            return event
+        place = (event.get("output_index"), item.get("id"))
+        key = given if place == (None, None) else place
+        call_id = self._announced_ids.pop(key, None)
+        if call_id is None:
+            call_id = given if given and given not in self._taken_ids else new_id("call")
             self._taken_ids.add(call_id)
-            self._new_ids.pop(key, None)
+        if event["type"] == "response.output_item.added":
+            self._announced_ids[key] = call_id
         return {**event, "item": {**item, "call_id": call_id}}
 
     def finish(self, last: Event) -> list[Event]:
@@ -178,6 +184,8 @@ class _Reply:
             whole = {**event, "delta": "".join(deltas)} if len(deltas) > 1 else event
             add_item_event(streamed, whole)
         response = {**last["response"], "status": last["type"].removeprefix("response.")}
+        if isinstance(output := response.get("output"), list):
+            response["output"] = [each for item in output for each in split_message(item)]
         details = add_response(streamed, response)
         self.items = streamed.finished
         self.incomplete = details["reason"] if details else None
@@ -210,10 +218,15 @@ class _Deadline:
             ) from None
 
 
+# The models that end their reasoning with a tag, but do not begin it with one.
+_without_opening_tag: set[str] = set()
+
+
 async def _ask(
-    model: Model, question: ModelRequest, reply: _Reply, deadline: _Deadline
+    model: Model, question: ModelRequest, reply: _Reply, deadline: _Deadline, *, hold: bool = False
 ) -> AsyncGenerator[Event, None]:
     """Yield the events of one turn of the model; the last one ends the turn."""
+    tags = ReasoningTags(hold=hold or model.name in _without_opening_tag)
     inputs = {key: value for key, value in vars(question).items() if key != "parameters"}
     step = span(model.name, span_type="CHAT_MODEL", inputs={**inputs, **question.parameters})
     last = turn_ended(model.name, None)
@@ -234,7 +247,12 @@ async def _ask(
                     message = error.get("message") or "The model failed."
                     raise ModelError(message, code=error.get("code"))
                 else:
-                    yield reply.add(event)
+                    for passed in tags.add(event):
+                        yield reply.add(passed)
+        for event in tags.finish():
+            yield reply.add(event)
+        if tags.closes_unopened:
+            _without_opening_tag.add(model.name)
         for event in reply.finish(last):
             yield event
         tier = reply.service_tier
@@ -285,11 +303,8 @@ async def _run_calls(
 def _for_next_turn(item: dict[str, Any]) -> dict[str, Any]:
     if item["type"] != "function_call":
         return item
-    try:
-        valid = isinstance(orjson.loads(item["arguments"]), dict)
-    except orjson.JSONDecodeError:
-        valid = False
-    return item if valid else {**item, "arguments": "{}"}
+    arguments = valid_arguments(item["arguments"])
+    return item if arguments == item["arguments"] else {**item, "arguments": arguments}
 
 # %% ../nbs/50_loop.ipynb #e683e86b
 def _stopped(model: str, max_turns: int) -> list[Event]:
@@ -319,7 +334,8 @@ async def _run_turns(
             parameters = _parameters(request, used_tokens, has_tools=bool(offered))
             question = ModelRequest(list(conversation), prompt, offered, choice, parameters)
             reply = _Reply(model.name, conversation)
-            async with aclosing(_ask(model, question, reply, deadline)) as events:
+            hold = not (request.stream or request.background)
+            async with aclosing(_ask(model, question, reply, deadline, hold=hold)) as events:
                 async for event in events:
                     yield event
             calls, others = toolbox.calls(reply.items)
@@ -361,8 +377,16 @@ def run_agent(
 
     Raises:
         ValueError: If a limit is not positive.
+        RequestError: If the request has a prompt template or manages its context.
         ModelError: While streaming, if the model fails or the time is up.
     """
+    for name in ("prompt", "context_management"):
+        if getattr(request, name):
+            raise RequestError(
+                f"'{name}' is not supported by this agent: leave it out.",
+                param=name,
+                code="unsupported_parameter",
+            )
     if max_turns < 1 or not timeout_seconds > 0:
         raise ValueError(
             "max_turns has to be 1 or more, and timeout_seconds more than 0; "

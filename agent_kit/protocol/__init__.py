@@ -21,7 +21,7 @@ from agent_kit.protocol.input_items import (
     check_agent_messages,
     check_input,
     check_messages,
-    check_outputs_have_calls,
+    pair_calls,
 )
 from agent_kit.protocol.tool_options import (
     Verbosity,
@@ -203,8 +203,8 @@ class ResponsesRequest(ModelParameters):
             raise invalid("background", "a background response is stored. Do not send store: false")
         if not self.input and not continues and not self.prompt:
             raise missing("input")
-        if not continues:
-            check_outputs_have_calls(self.input)
+        if not continues and (paired := pair_calls(self.input)) is not self.input:
+            self.input = paired
         if self.tool_choice != "auto":
             check_choice_among(self.tool_choice, self.tools)
         if self.prompt is not None and type(self.prompt.get("id")) is not str:

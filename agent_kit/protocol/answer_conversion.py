@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Protocol
 
 from .chat_assemblers import ChatAgentAssembler, ChatAssembler, chat_usage
-from .output_items import AgentOutputError, described
+from .output_items import AgentOutputError, described, is_unknown
+from .reasoning_tags import ReasoningTags
 from .streaming_items import Fields
 from .wire import RequestError
 
@@ -170,6 +171,8 @@ def _part_events(part: Any) -> list[Chunk]:
     if kind == "reasoning":
         texts = part.get("summary") or part.get("content") or ()
         return [_text_event("reasoning_summary_text", text["text"]) for text in texts]
+    if is_unknown("a part of a message", part, ()):
+        return []
     raise AgentOutputError(f"a Response cannot contain this part of a message: {described(part)}")
 
 
@@ -220,7 +223,7 @@ class CompletionConverter:
     """
 
     def __init__(self, assembler: ChatAssembler) -> None:
-        self._assembler = assembler
+        self._assembler, self._tags = assembler, ReasoningTags()
 
     def convert(self, event: Fields) -> list[Chunk]:
         """Return the events for one chunk.
@@ -234,7 +237,8 @@ class CompletionConverter:
                 raise AgentOutputError(
                     f"a Response has one answer, but the agent returned choice {choice['index']}"
                 )
-            events += _delta_events(choice["delta"], choice.get("logprobs"))
+            for added in _delta_events(choice["delta"], choice.get("logprobs")):
+                events += self._tags.add(added)
             if choice["finish_reason"] is not None:
                 events += self._end(choice["finish_reason"])
         return events
@@ -251,7 +255,7 @@ class CompletionConverter:
             if name not in _KNOWN and not (name in _REASONING and isinstance(value, str))
         }
         outputs.update(body.get("custom_outputs") or {})
-        return [*calls, _end_event(reason, body, outputs)]
+        return [*self._tags.finish(), *calls, _end_event(reason, body, outputs)]
 
 # %% ../../nbs/protocol/94_answer_conversion.ipynb #66a696f1
 class ChatAgentConverter:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from .assembler import Assembler
 from .output_items import new_id, new_item_id
-from .wire import dump_json
+from .wire import dump_json, valid_arguments
 
 # %% ../../nbs/protocol/98_mcp_calls.ipynb #5bc2bbe2
 SERVER_LABEL = "agent_kit"
@@ -192,8 +192,8 @@ def _is_own(item: Mapping[str, Any]) -> bool:
 
 def _pair(item: Mapping[str, Any], answered: set[str]) -> list[dict[str, Any]]:
     call_id = str(item.get("call_id") or item.get("id") or new_id("call"))
-    call = {"type": "function_call", "call_id": call_id}
-    call.update({name: item[name] for name in ("name", "arguments")})
+    call = {"type": "function_call", "call_id": call_id, "name": item["name"]}
+    call["arguments"] = valid_arguments(item["arguments"])
     error = item.get("error")
     texts = (item.get("output"), error.get("content") if isinstance(error, dict) else error)
     output = next((text for text in texts if isinstance(text, str)), None)

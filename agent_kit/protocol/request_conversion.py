@@ -238,8 +238,6 @@ def responses_to_chat(request: ResponsesRequest) -> ChatRequest:
             stored items …
     """
     _refuse(request, _RESPONSES_ONLY, "agent/v1/chat")
-    if request.truncation == "auto":
-        raise unsupported("truncation", "agent/v1/chat")
     text = request.text or {}
     form = text.get("format")
     logprobs = "message.output_text.logprobs" in (request.include or ())

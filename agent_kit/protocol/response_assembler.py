@@ -13,14 +13,16 @@ from collections.abc import Callable
 from typing import Any
 
 from . import ResponsesRequest
-from .output_items import AgentOutputError as AgentOutputError
 from agent_kit.protocol.output_items import (
+    OUTPUT_TYPES,
     complete_item,
     complete_part,
     complete_texts,
     described,
+    is_unknown,
     plain,
 )
+from .output_items import AgentOutputError as AgentOutputError
 from .response_object import add_usage, complete_usage, new_response
 from agent_kit.protocol.streaming_items import (
     EMPTY_ITEMS,
@@ -134,8 +136,11 @@ def _on_annotation(items: StreamingItems, event: Fields) -> None:
 _PART_HOMES = {name: home for home, name in PART_EVENTS.items()}
 
 
-def _part(event: Fields) -> tuple[TextKind, dict[str, Any]]:
+def _part(event: Fields) -> tuple[TextKind, dict[str, Any]] | None:
+    """Return the kind and the part of an event, None for a part of an unknown type."""
     part = plain(event.get("part"))
+    if is_unknown("a part", part, KIND_OF_PART):
+        return None
     name = part.get("type") if isinstance(part, dict) else None
     kind = KIND_OF_PART.get(name) if isinstance(name, str) else None
     if kind is None or _PART_HOMES[event["type"].rpartition(".")[0]] != kind.home:
@@ -149,7 +154,9 @@ def _part(event: Fields) -> tuple[TextKind, dict[str, Any]]:
 
 
 def _on_part_added(items: StreamingItems, event: Fields) -> None:
-    kind, part = _part(event)
+    if not (found := _part(event)):
+        return
+    kind, part = found
     item = _text_item(items, kind, event)
     text = item.open_text(kind, _index(event, INDEX_NAME[kind.home]), part)
     if part[kind.field]:
@@ -157,7 +164,9 @@ def _on_part_added(items: StreamingItems, event: Fields) -> None:
 
 
 def _on_part_done(items: StreamingItems, event: Fields) -> None:
-    kind, part = _part(event)
+    if not (found := _part(event)):
+        return
+    kind, part = found
     text = _text(items, kind, event)
     text.finish_part(part)
     text.close()
@@ -186,10 +195,15 @@ def _on_progress(items: StreamingItems, event: Fields) -> None:
     items.outbox.put(event["type"], {**_further_fields(event), **item.place})
 
 # %% ../../nbs/protocol/80_response_assembler.ipynb #22a5f1c3
-def _item(event: Fields) -> dict[str, Any]:
+def _item(event: Fields) -> dict[str, Any] | None:
+    """Return the item of an event, None for an item of an unknown type."""
     item = plain(event.get("item"))
     if not isinstance(item, dict):
         raise AgentOutputError(f"{event['type']} needs an 'item'; got {described(event)}")
+    if ":" not in str(item.get("type")) and is_unknown("an output item", item, OUTPUT_TYPES):
+        return None
+    if isinstance(item.get("call_id"), int | float):  # some models number their calls
+        item = {**item, "call_id": str(item["call_id"])}
     return item
 
 
@@ -199,7 +213,8 @@ def _item_target(event: Fields, item: Fields, final: Fields) -> Target:
 
 
 def _on_item_added(items: StreamingItems, event: Fields) -> None:
-    raw = _item(event)
+    if (raw := _item(event)) is None:
+        return
     kind = raw.get("type")
     added = complete_item({**EMPTY_ITEMS.get(str(kind), {}), **_without_nulls(raw), "type": kind})
     item = items.add(added, _item_target(event, raw, added), announced=True)
@@ -213,7 +228,8 @@ def _repeats(closed: StreamingItem, final: Fields, call_id: object) -> bool:
 
 
 def _on_item_done(items: StreamingItems, event: Fields) -> None:
-    raw = _item(event)
+    if (raw := _item(event)) is None:
+        return
     final, call_id = complete_item(raw), raw.get("call_id")
     target = _item_target(event, raw, final)
     item = items.find(target)
@@ -310,6 +326,7 @@ def merged_outputs(outputs: dict[str, Any] | None, chunk: Fields) -> dict[str, A
         return outputs
     if not isinstance(added, dict):
         raise AgentOutputError(f"custom_outputs is an object; got {described(added)}")
+    dump_json(added)  # as in `complete_item`
     return {**(outputs or {}), **added}
 
 # %% ../../nbs/protocol/80_response_assembler.ipynb #8ddd8fa3
@@ -455,8 +472,8 @@ class ResponseAssembler:
             self._fail(event)
         elif _PASSED_ON.fullmatch(kind):
             self.outbox.put(kind, _further_fields(event))
-        elif kind not in ("response.in_progress", "response.queued"):
-            raise AgentOutputError(f"unknown type of event: {described(event)}")
+        else:
+            is_unknown("an event", event, ("response.in_progress", "response.queued"))
 
     def _add_response(self, response: Fields) -> None:
         if response.get("status") == "failed":

@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from agent_kit.protocol.output_items import (
+    ANNOTATION_TYPES,
     AgentOutputError,
     complete_annotation,
     complete_logprobs,
     described,
+    is_unknown,
     new_id,
     new_item_id,
     status_of,
@@ -142,6 +144,8 @@ class StreamingText:
 
     def annotate(self, annotation: object, fields: Fields = NO_FIELDS) -> None:
         """Write an annotation; `fields` are further fields of the agent's event."""
+        if is_unknown("an annotation", annotation, ANNOTATION_TYPES):
+            return
         annotation = complete_annotation(annotation, len(self.value))
         position = {"annotation_index": len(self.annotations), "annotation": annotation}
         self.annotations.append(annotation)
@@ -342,6 +346,8 @@ class StreamingItem:
 # How an event finds its item.
 #
 # Candidates are the open items with the type of the event and no other position, the newest first.
+# A whole item with a call id belongs to the oldest call with this id that it continues: calls that
+# a model makes at the same time may share all their ids, and end in the order in which they began.
 # Rule 1 may choose any of them. Rules 2 to 4 apply to the newest candidate only; if the event has
 # no position either, that must be the newest of all open items.
 #
@@ -355,6 +361,11 @@ class StreamingItem:
 # If no rule matches, a whole item opens a new item, unless it repeats a closed one (same id and
 # content: it is ignored). A text delta opens a new message or reasoning item, unless its id is that
 # of a closed item (an error: the delta is too late). For any other event it is an error.
+
+
+def _is_candidate(item: StreamingItem, event: Target) -> bool:
+    own = item.source.position
+    return item.type == event.type and (own is None or event.position in (None, own))
 
 
 def _same_id(item: StreamingItem, event: Target) -> bool:
@@ -434,16 +445,15 @@ class StreamingItems:
 
     def find(self, event: Target) -> StreamingItem | None:
         """Return the open item of an event according to `MATCH_RULES`."""
-        newest = None
-        for item in reversed(self.open):
-            own = item.source.position
-            if item.type != event.type or (
-                own is not None and event.position is not None and own != event.position
-            ):
-                continue
-            if _same_id(item, event):
-                return item
-            newest = newest or item
+        candidates = [item for item in reversed(self.open) if _is_candidate(item, event)]
+        named = [item for item in candidates if _same_id(item, event)]
+        if event.final is not None and event.call_id is not None:
+            for item in reversed(named or candidates):
+                if item.source.call_id == event.call_id and _continues(item, event):
+                    return item
+        if named:
+            return named[0]
+        newest = candidates[0] if candidates else None
         if newest is None or (event.position is None and newest is not self.open[-1]):
             return None
         return newest if match_event(newest, event) else None
@@ -478,10 +488,18 @@ class StreamingItems:
         call_kind = kind.removesuffix("_output").replace("mcp_call", "function_call")
         calls = self._answered.setdefault((call_kind, call_id), {})
         if kind.endswith("_output"):
-            unanswered = (own for own, answered in calls.items() if not answered)
-            own = next(unanswered, next(reversed(calls), call_id))
-            calls[own] = True
-            return own
+            # An output with an empty call id belongs to the oldest call without one.
+            named = (
+                [calls]
+                if call_id
+                else [known for (kind, _), known in self._answered.items() if kind == call_kind]
+            )
+            for known in named:
+                for own, is_answered in known.items():
+                    if not is_answered:
+                        known[own] = True
+                        return own
+            return next(reversed(calls), call_id)
         own = new_id("call") if calls else call_id
         calls[own] = kind == "mcp_call"
         return own

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Kinds', 'LONGEST_ID', 'MAX_DEPTH', 'error_body', 'RequestError', 'json_type', 'type_names', 'missing', 'wrong_type',
            'wrong_value', 'invalid', 'check_fields', 'check_choice', 'check_object', 'check_list', 'is_id',
-           'parse_json', 'clean_text', 'dump_json', 'text_of']
+           'parse_json', 'clean_text', 'dump_json', 'parse_arguments', 'valid_arguments', 'text_of']
 
 # %% ../../nbs/protocol/10_wire.ipynb #a333d9fe
 import codecs
@@ -260,7 +260,15 @@ def _repair(value: object) -> object:
     if isinstance(value, list | tuple | set | frozenset):
         return [_repair(item) for item in value]
     if isinstance(value, int) and value.bit_length() > 63:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise RequestError(
+                "The output contains an integer beyond 1e308, which JSON cannot express.",
+                status=500,
+                type="server_error",
+                code="invalid_output",
+            ) from None
     return value
 
 
@@ -272,11 +280,50 @@ def dump_json(value: object) -> bytes:
 
     Raises:
         TypeError: If the value contains an object that has no JSON form.
+        RequestError: If it contains an integer beyond 1e308.
     """
     try:
         return orjson.dumps(value, default=_json_form)
     except TypeError:
         return orjson.dumps(_repair(value), default=_json_form)
+
+# %% ../../nbs/protocol/10_wire.ipynb #1385cbc2
+def parse_arguments(arguments: str) -> dict[str, Any]:
+    """Return the arguments of a tool call.
+
+    Raises:
+        ValueError: They are not a JSON object; the message is for the model.
+    """
+    text = arguments.strip()
+    if text in ("", "null", "[]"):
+        return {}
+    if len(text) > 2 and text.startswith("{}"):
+        text = text[2:]
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        try:
+            value = json.loads(text, strict=False)  # control characters in strings
+        except (ValueError, RecursionError):
+            raise ValueError(f"The arguments are not valid JSON: {error}.") from None
+    if isinstance(value, str):
+        return parse_arguments(value)
+    if not isinstance(value, dict):
+        raise ValueError("The arguments must be a JSON object.")
+    return value
+
+
+def valid_arguments(arguments: str) -> str:
+    """Return arguments as a JSON object, an empty one if they cannot be read."""
+    try:
+        if isinstance(orjson.loads(arguments), dict):
+            return arguments
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return dump_json(parse_arguments(arguments)).decode()
+    except ValueError:
+        return "{}"
 
 # %% ../../nbs/protocol/10_wire.ipynb #d26a2bab
 def text_of(content: object, separator: str = "") -> str:

@@ -18,7 +18,7 @@ import orjson
 
 from ..context import RequestContext
 from ..protocol import RequestError, ResponsesRequest
-from ..protocol.input_items import check_outputs_have_calls
+from ..protocol.input_items import pair_calls
 from ..protocol.output_items import new_item_id
 from ..protocol.wire import dump_json, text_of
 from ..store.conversations import conversation_items, get_conversation
@@ -263,8 +263,8 @@ async def continue_request(
         history = await read_history(database, request, owner) if database else History([])
     new = await resolve_references(database, request.input, history.items, owner)
     items = [*history.items, *new]
-    if history.items:
-        check_outputs_have_calls(items)
+    if history.items or new is not request.input:
+        items = pair_calls(items)
     is_compacted = any(item.get("type") == "compaction" for item in items)
     if history.items or new is not request.input or is_compacted:
         request = request.model_copy(update={"input": expand_compactions(items)})

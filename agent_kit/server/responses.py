@@ -24,6 +24,7 @@ from ..protocol.mcp_calls import expand_mcp_calls
 from ..protocol.output_items import new_id
 from ..protocol.response_assembler import DONE, encode_event
 from ..protocol.response_object import complete_usage
+from ..protocol.wire import missing
 from ..runs.event_log import error_line, is_terminal
 from agent_kit.runs.history import (
     compact_items,
@@ -261,6 +262,8 @@ class ResponseRoutes:
     async def compact(self, request: Request, owner: Owner) -> Response:
         """Return a context in a shorter form."""
         items, parsed = await self._read_context(request, owner)
+        if not parsed.model:
+            raise missing("model")
         output = compact_items(items)
         before, after = count_tokens(items, parsed.instructions), count_tokens(output)
         usage = complete_usage({"input_tokens": before, "output_tokens": after})

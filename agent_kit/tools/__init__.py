@@ -13,23 +13,26 @@ import inspect
 import logging
 import re
 import traceback
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeAlias, overload, runtime_checkable
 
 import anyio.to_thread
-import orjson
 from pydantic_core import to_json
 
 from ..context import current_context
+from ..protocol.wire import parse_arguments
 from ..redaction import redact
 from agent_kit.tools.schema import (
     ArgumentsError,
     Signature,
     ToolDefinitionError,
+    fit_tool,
     read_signature,
     strict_schema,
+    unique_name,
 )
 
 _all_ = ["ArgumentsError", "ToolDefinitionError"]
@@ -108,6 +111,7 @@ class Tool:
         timeout_seconds: Longest duration of a call, None for no limit.
         max_characters: Longest result that the model reads.
         function: Function from which the tool was created.
+        source: Name of the source of the tool, such as an MCP server.
     """
 
     name: str
@@ -118,6 +122,7 @@ class Tool:
     timeout_seconds: float | None = _TIMEOUT_SECONDS
     max_characters: int = _MAX_CHARACTERS
     function: Callable[..., Any] | None = None
+    source: str = ""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -169,13 +174,15 @@ class Tool:
 
     def definition(self) -> dict[str, Any]:
         """Return the definition for the model, a function tool of the Responses API."""
-        return {
-            "type": "function",
-            "name": self.name,
-            "description": self.description,
-            "parameters": self.parameters,
-            "strict": self.strict,
-        }
+        return fit_tool(
+            {
+                "type": "function",
+                "name": self.name,
+                "description": self.description,
+                "parameters": self.parameters,
+                "strict": self.strict,
+            }
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function itself."""
@@ -209,12 +216,9 @@ class Tool:
 
 def _decoded(arguments: str) -> dict[str, Any]:
     try:
-        decoded = orjson.loads(arguments or "{}")
-    except orjson.JSONDecodeError as error:
-        raise ArgumentsError(f"The arguments are not valid JSON: {error}.") from None
-    if not isinstance(decoded, dict):
-        raise ArgumentsError("The arguments must be a JSON object.")
-    return decoded
+        return parse_arguments(arguments)
+    except ValueError as error:
+        raise ArgumentsError(str(error)) from None
 
 
 @overload
@@ -284,16 +288,38 @@ class ToolSource(Protocol):
 ToolLike: TypeAlias = Tool | ToolSource | Callable[..., Any]
 
 
+_warn_once = functools.lru_cache(maxsize=256)(_logger.warning)
+
+
+def _renamed(found: list[Tool | Callable[..., Any]], offered: list[Tool]) -> list[Any]:
+    """Return tools; those that sources offered under a name that is not unique have a new one."""
+    tools = [each if isinstance(each, Tool) else Tool.from_function(each) for each in found]
+    counts = Counter(tool.name for tool in tools)
+    names = set(counts)
+    for index, tool in enumerate(tools):
+        if counts[tool.name] == 1 or not any(tool is each for each in offered):
+            continue
+        name = unique_name(f"{tool.source}_{tool.name}" if tool.source else tool.name, names)
+        names.add(name)
+        tools[index] = replace(tool, name=name)
+        message = "Several tools are named %s: that of %s is now %s. Its prefix can be set."
+        _warn_once(message, tool.name, tool.source or "a source", name)
+    return tools
+
+
 @asynccontextmanager
 async def open_tools(
     tools: Iterable[ToolLike],
 ) -> AsyncIterator[tuple[dict[str, Tool], list[str]]]:
     """Connect sources of tools; yields tools by name, and a sentence on each missing source.
 
+    Tools of several sources with one name get the name of their source as a prefix.
+
     Raises:
-        ToolDefinitionError: Two tools have the same name.
+        ToolDefinitionError: Two tools that come from no source have the same name.
     """
     found: list[Tool | Callable[..., Any]] = []
+    offered: list[Tool] = []
     missing: list[str] = []
     async with AsyncExitStack() as stack:
         for each in tools:
@@ -301,8 +327,9 @@ async def open_tools(
                 found.append(each)
                 continue
             try:
-                found += await stack.enter_async_context(each.connect())
+                offered += (added := await stack.enter_async_context(each.connect()))
+                found += added
             except ToolsUnavailable as error:
                 _logger.warning("%s", error)
                 missing.append(str(error))
-        yield as_tools(found), missing
+        yield as_tools(_renamed(found, offered) if offered else found), missing

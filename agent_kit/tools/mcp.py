@@ -21,6 +21,7 @@ from ..databricks import databricks_headers, databricks_host
 from ..models.service import FreshHeaders, Headers
 from ..redaction import redact
 from . import Tool, ToolsUnavailable
+from .schema import unique_name
 
 if TYPE_CHECKING:
     from mcp import Client
@@ -58,17 +59,23 @@ async def _list_tools(client: "Client", server: "McpServer") -> list[Tool]:
         cursor = page.next_cursor
         if not cursor:
             break
-    return [
-        Tool(
-            name=re.sub(r"[^a-zA-Z0-9_-]", "_", server.prefix + tool.name)[:64],
-            description=tool.description or tool.title or tool.name,
-            parameters=tool.input_schema,
-            run=functools.partial(_call, client, tool.name),
-            timeout_seconds=server.timeout_seconds,
+    names, tools = set[str](), []
+    for tool in found:
+        if server.names is not None and tool.name not in server.names:
+            continue
+        name = unique_name(server.prefix + tool.name, names)
+        names.add(name)
+        tools.append(
+            Tool(
+                name=name,
+                description=tool.description or tool.title or tool.name,
+                parameters=tool.input_schema,
+                run=functools.partial(_call, client, tool.name),
+                timeout_seconds=server.timeout_seconds,
+                source=client.server_info.name if client.server_info else server.label,
+            )
         )
-        for tool in found
-        if server.names is None or tool.name in server.names
-    ]
+    return tools
 
 # %% ../../nbs/tools/40_mcp.ipynb #51346dfe
 @dataclass(frozen=True)

@@ -106,6 +106,14 @@ def runs_in_unity_catalog(settings: Settings) -> bool:
     return on_databricks and bool(settings.agent.warehouse_id or _has_databricks_connect())
 
 
+def _without_fence(code: str) -> str:
+    """Return a program without the Markdown fence that some models put around it."""
+    text = code.strip()
+    if not text.startswith("```") or "\n" not in text:
+        return code
+    return text.partition("\n")[2].removesuffix("```")
+
+
 @tool
 async def python_exec(code: str) -> str:
     """Run a Python program and return what it prints.
@@ -116,7 +124,7 @@ async def python_exec(code: str) -> str:
     Args:
         code: the whole program
     """
-    settings = get_settings()
+    settings, code = get_settings(), _without_fence(code)
     if not runs_in_unity_catalog(settings):
         return (await run_python_async(code)).text
     try:
