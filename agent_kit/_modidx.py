@@ -977,8 +977,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'agent_kit/models/service.py'),
                                           'agent_kit.models.service.invalid_response': ( 'models/service.html#invalid_response',
                                                                                          'agent_kit/models/service.py'),
-                                          'agent_kit.models.service.log_unknown': ( 'models/service.html#log_unknown',
-                                                                                    'agent_kit/models/service.py'),
                                           'agent_kit.models.service.openai_service': ( 'models/service.html#openai_service',
                                                                                        'agent_kit/models/service.py'),
                                           'agent_kit.models.service.service_error': ( 'models/service.html#service_error',

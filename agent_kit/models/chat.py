@@ -17,11 +17,15 @@ from agent_kit.models.service import (
     ModelService,
     incomplete_response,
     invalid_response,
-    log_unknown,
     stop_reason,
 )
 from ..protocol import ResponsesRequest, parse_request
-from ..protocol.output_items import AgentOutputError, complete_logprobs, new_item_id
+from agent_kit.protocol.output_items import (
+    AgentOutputError,
+    complete_logprobs,
+    is_unknown,
+    new_item_id,
+)
 from ..protocol.request_conversion import responses_to_chat
 from ..protocol.tool_calls import ToolCalls
 from ..protocol.wire import text_of
@@ -153,9 +157,7 @@ def _content_events(content: object) -> Iterator[Event]:
             yield from _reasoning_events(part.get("summary") or part.get("thinking") or text)
         elif isinstance(text, str):
             yield from [interface.text_delta(text)] if text else ()
-        elif isinstance(kind, str):
-            log_unknown("part", kind)
-        else:
+        elif not is_unknown("a part of a message", part, ("text",)):
             raise invalid_response("the content of a message is neither a text nor parts")
 
 

@@ -17,12 +17,11 @@ from agent_kit.models.service import (
     ModelService,
     incomplete_response,
     invalid_response,
-    log_unknown,
     service_error,
     stop_reason,
 )
 from ..protocol import RequestError
-from ..protocol.output_items import OUTPUT_TYPES
+from ..protocol.output_items import OUTPUT_TYPES, is_unknown
 from ..protocol.response_assembler import add_item_event
 from ..protocol.streaming_items import KIND_OF_PART, StreamingItem, StreamingItems
 
@@ -87,20 +86,16 @@ _ENDS = ("completed", "incomplete", "failed", "cancelled")
 def _known_parts(parts: list[Any]) -> list[Any]:
     known = []
     for part in parts:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text":
+        if isinstance(part, dict) and part.get("type") == "text":
             part = {**part, "type": "output_text"}
-        elif isinstance(kind, str) and kind not in KIND_OF_PART:
-            log_unknown("part", kind)
-            continue
-        known.append(part)
+        if not is_unknown("a part of a message", part, KIND_OF_PART):
+            known.append(part)
     return known
 
 
 def _known_item(item: dict[str, Any]) -> dict[str, Any] | None:
-    kind, content = item.get("type"), item.get("content")
-    if isinstance(kind, str) and kind not in OUTPUT_TYPES and ":" not in kind:
-        log_unknown("item", kind)
+    kind, content = str(item.get("type")), item.get("content")
+    if ":" not in kind and is_unknown("an output item", item, OUTPUT_TYPES):
         return None
     if kind == "message" and isinstance(content, list):
         return {**item, "content": _known_parts(content)}
@@ -152,7 +147,7 @@ class _ResponsesReader:
         if known is not None and is_added:
             yield {name: value for name, value in known.items() if name != "sequence_number"}
         elif known is not None:
-            log_unknown("event", known["type"])
+            is_unknown("an event", known, ())
 
     def _known(self, event: dict[str, Any]) -> dict[str, Any] | None:
         """Return an event without parts of unknown types, None for an item of such a type."""

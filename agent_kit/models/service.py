@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['Headers', 'OPENAI_URL', 'DONE', 'FreshHeaders', 'service_error', 'incomplete_response', 'invalid_response',
-           'log_unknown', 'stop_reason', 'ModelService', 'openai_service', 'databricks_service']
+           'stop_reason', 'ModelService', 'openai_service', 'databricks_service']
 
 # %% ../../nbs/models/20_service.ipynb #c7c59f83
 import asyncio
 import importlib
 import json
-import logging
 import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -29,7 +28,6 @@ from ..redaction import redact
 if TYPE_CHECKING:
     import openai
 
-_logger = logging.getLogger(__name__)
 Headers = Callable[[], dict[str, str]]
 OPENAI_URL = "https://api.openai.com/v1"
 
@@ -188,17 +186,6 @@ def invalid_response(reason: object) -> ModelError:
     """Return the error for a response that violates the protocol."""
     message = f"The model service returned an invalid response: {_without_secrets(str(reason))}"
     return ModelError(message, 502, "invalid_answer")
-
-
-@lru_cache(maxsize=256)
-def log_unknown(what: str, kind: str) -> None:
-    """Log, once in a process, that something of an unknown type in a response is omitted.
-
-    Args:
-        what: What it is: an item, a part or an event.
-        kind: Its type.
-    """
-    _logger.warning("A model sent the unknown type of %s %.80r, which is omitted.", what, kind)
 
 
 def _json_or_text(data: str) -> object:
