@@ -80,6 +80,7 @@ _FORWARDED = (
     *("response.file_search_call.", "response.code_interpreter_call"),
     "response.image_generation_call.",
 )
+_PLACE = ("type", "item_id", "output_index", "content_index", "summary_index")
 _ENDS = ("completed", "incomplete", "failed", "cancelled")
 
 
@@ -119,6 +120,8 @@ class _ResponsesReader:
     def __init__(self, name: str) -> None:
         self._name, self._has_ended = name, False
         self._items = StreamingItems()
+        self._place: list[Any] = []  # of the last delta
+        self._deltas: list[str] = []  # those at the same place that the items lack
         self._omitted_ids: set[str] = set()
 
     def read(self, event: dict[str, Any]) -> Iterator[Event]:
@@ -138,16 +141,29 @@ class _ResponsesReader:
             yield from self._forward(event)
 
     def _forward(self, event: dict[str, Any]) -> Iterator[Event]:
+        place, delta = [event.get(name) for name in _PLACE], event.get("delta")
+        if place == self._place and isinstance(delta, str) and not event.get("logprobs"):
+            self._deltas.append(delta)  # as valid as the first at this place
+        elif not (event := self._add(event, place)):
+            return
+        yield {name: value for name, value in event.items() if name != "sequence_number"}
+
+    def _add(self, event: dict[str, Any], place: list[Any]) -> Event:
+        """Add an event to the items; return what is known of it, empty if nothing is."""
         try:
-            known = self._known(event)
-            is_added = known is not None and add_item_event(self._items, known)
+            if self._deltas:
+                rest = dict(zip(_PLACE, self._place, strict=True), delta="".join(self._deltas))
+                add_item_event(self._items, rest)
+                self._deltas.clear()
+            known = self._known(event) or {}
+            if known and not add_item_event(self._items, known):
+                is_unknown("an event", known, ())
+                known = {}
         except (AttributeError, KeyError, TypeError) as error:
             raise invalid_response(error) from None
         self._items.outbox.take()
-        if known is not None and is_added:
-            yield {name: value for name, value in known.items() if name != "sequence_number"}
-        elif known is not None:
-            is_unknown("an event", known, ())
+        self._place = place if known and str(event["type"]).endswith(".delta") else []
+        return known
 
     def _known(self, event: dict[str, Any]) -> dict[str, Any] | None:
         """Return an event without parts of unknown types, None for an item of such a type."""
@@ -185,7 +201,8 @@ class _ResponsesReader:
         if not isinstance(output, list) or not all(isinstance(item, dict) for item in output):
             raise invalid_response("the output is not a list of items")
         for event in self._missing(output):
-            yield from self._forward(event)
+            if known := self._add(event, []):
+                yield known
         details = response.get("incomplete_details")
         reason = details.get("reason") if isinstance(details, dict) else None
         if not reason and "incomplete" in (status, response.get("status")):

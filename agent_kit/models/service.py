@@ -8,6 +8,7 @@ __all__ = ['Headers', 'OPENAI_URL', 'DONE', 'FreshHeaders', 'service_error', 'in
 
 # %% ../../nbs/models/20_service.ipynb #c7c59f83
 import asyncio
+import codecs
 import importlib
 import json
 import os
@@ -307,30 +308,50 @@ _DRAIN_SECONDS = 0.1
 _LAST_EVENTS = tuple(f"response.{status}" for status in ("completed", "incomplete", "failed"))
 
 
-def _events(response: httpx2.Response) -> httpx2.EventSource:
-    async def content() -> AsyncIterator[bytes]:
-        async for chunk in response.aiter_bytes():
-            yield chunk
-        yield b"\n\n"  # a last event without the empty line that ends it counts too
+async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[tuple[bytes, bytes]]:
+    """Yield the name and the data of each server-sent event, also of an unfinished last one."""
+    pending: list[bytes] = []  # the beginning of a line
+    name, data = b"", list[bytes]()
+    async for chunk in _terminated(chunks):
+        if b"\n" not in chunk and b"\r" not in chunk:
+            pending.append(chunk)
+            continue
+        lines = b"".join([*pending, chunk]).splitlines(keepends=True)
+        # A carriage return may be the first half of a line end.
+        pending = [] if lines[-1].endswith(b"\n") else [lines.pop()]
+        for line in map(bytes.rstrip, lines):
+            if line.startswith(b"data:"):
+                data.append(line[5:])
+            elif line.startswith(b"event:"):
+                name = line[6:].strip()
+            elif not line:
+                if data or name == b"error":
+                    yield name, b"\n".join(data).strip()
+                name, data = b"", []
 
-    # The encoding is always UTF-8, of which this codec omits a byte order mark.
-    kind = {"Content-Type": "text/event-stream; charset=utf-8-sig"}
-    stream = httpx2.Response(200, headers=kind, content=content(), request=response.request)
-    return httpx2.EventSource(stream, max_event_size=None)
+
+async def _terminated(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the chunks without a byte order mark, and an empty line after the last."""
+    first = b""
+    async for chunk in chunks:
+        first = first or chunk
+        yield chunk.removeprefix(codecs.BOM_UTF8) if first is chunk else chunk
+    yield b"\n\n"
 
 
 def _integer(digits: str) -> int | float:
     return int(digits) if len(digits) < 19 else float(digits)
 
 
-def _parse(data: str | bytes) -> object:
+def _parse(data: bytes) -> object:
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError:
         pass
     try:
-        # Some services send NaN, half a surrogate pair or a line break within a string.
-        return json.loads(data, strict=False, parse_int=_integer)
+        # Some services send NaN, half a character or surrogate pair, or a line break in a string.
+        text = data.decode("utf-8", "replace")
+        return json.loads(text, strict=False, parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise invalid_response(f"{error} in {data!r:.200}") from None
 
@@ -342,7 +363,7 @@ def _is_error(value: dict[str, Any]) -> bool:
     return not is_other and bool(value.keys() & {"error_code", "detail", "errors", "message"})
 
 
-def _json_object(data: str | bytes, report: _Report) -> dict[str, Any]:
+def _json_object(data: bytes, report: _Report) -> dict[str, Any]:
     value = _parse(data)
     if not isinstance(value, dict):
         raise invalid_response(f"{data!r:.200} is not an object")
@@ -364,14 +385,14 @@ async def _json_objects(
     """Yield the objects of a response; `report` returns the error for one that it contains."""
     kind = response.headers.get("content-type", "text/event-stream").lower()
     if "event-stream" in kind:
-        events = aiter(_events(response))
-        async for event in events:
-            if event.event == "error":
-                raise report(_json_or_text(event.data))
-            if not event.data.strip():
+        events = _events(response.aiter_bytes())
+        async for name, data in events:
+            if name == b"error":
+                raise report(_json_or_text(data.decode("utf-8", "replace")))
+            if not data:
                 continue
-            is_done = event.data.startswith("[DONE]")
-            value = DONE if is_done else _json_object(event.data, report)
+            is_done = data.startswith(b"[DONE]")
+            value = DONE if is_done else _json_object(data, report)
             yield value
             if is_done or value.get("type") in _LAST_EVENTS:
                 await _drain(events)
