@@ -18,7 +18,7 @@ from contextlib import suppress
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import anyio
+import anyio.to_thread
 import httpx2
 import orjson
 
@@ -47,7 +47,9 @@ class FreshHeaders(httpx2.Auth):
         self, request: httpx2.Request
     ) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
         """Add the headers to a request."""
-        request.headers.update(await asyncio.to_thread(self._headers))
+        request.headers.update(
+            await anyio.to_thread.run_sync(self._headers, abandon_on_cancel=True)
+        )
         yield request
 
 
@@ -456,7 +458,7 @@ class ModelService:
             ModelError: The service cannot be reached, or reports or causes an error.
         """
         # Its import takes half a second.
-        openai = await asyncio.to_thread(importlib.import_module, "openai")
+        openai = await anyio.to_thread.run_sync(importlib.import_module, "openai")
         report = partial(service_error, model=self.model, credentials=self._credentials)
         has_begun = False
         try:
@@ -474,7 +476,7 @@ class ModelService:
     async def _client(self) -> "openai.AsyncOpenAI":
         loop = asyncio.get_running_loop()
         if loop not in self._clients:
-            base_url = await asyncio.to_thread(self._locate)
+            base_url = await anyio.to_thread.run_sync(self._locate, abandon_on_cancel=True)
             for closed in [each for each in list(self._clients) if each.is_closed()]:
                 del self._clients[closed]
             client = self._new_client(base_url)

@@ -242,6 +242,11 @@ async def _send_json(send: Send, status: int, body: object, headers: Headers) ->
     await send({"type": "http.response.body", "body": payload})
 
 
+async def _send_error(send: Send, error: RequestError, headers: Headers) -> None:
+    own = [(name.encode(), value.encode()) for name, value in error.headers().items()]
+    await _send_json(send, error.status, error.body(), [*own, *headers])
+
+
 class AgentEndpoint:
     """An ASGI application that answers requests to an agent.
 
@@ -271,10 +276,9 @@ class AgentEndpoint:
                 await respond(run, send, response_headers)
         except RequestError as error:
             log_server_error(f"Request {request_id}", error)
-            await _send_json(send, error.status, error.body(), response_headers)
+            await _send_error(send, error, response_headers)
         except RunFailed as error:
-            failure = error.failure
-            await _send_json(send, failure.status, failure.body(), response_headers)
+            await _send_error(send, error.failure, response_headers)
         except ClientDisconnect:
             return
 
