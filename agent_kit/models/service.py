@@ -24,6 +24,7 @@ import orjson
 
 from ..databricks import CredentialsError, databricks_headers, databricks_host
 from .interface import ModelError
+from ..protocol.chat_assemblers import finish_reason
 from ..redaction import redact
 
 if TYPE_CHECKING:
@@ -216,19 +217,7 @@ def _model_error(
     return refusal
 
 # %% ../../nbs/models/20_service.ipynb #c85e21ab
-_COMPLETE = frozenset(
-    (
-        *("stop", "tool_calls", "function_call", "tool_call", "tool_use", "eos", "eos_token"),
-        *("end_turn", "stop_sequence", "stop_token", "complete", "completed", "done", "finished"),
-        *("end", "end_of_text", ""),
-    )
-)
-_CUT_OFF = {
-    **dict.fromkeys(("length", "max_tokens", "model_length", "max_length"), "max_output_tokens"),
-    **dict.fromkeys(("max_output_tokens", "token_limit"), "max_output_tokens"),
-    **dict.fromkeys(("content_filter", "content_filtered", "safety"), "content_filter"),
-    **dict.fromkeys(("sensitive", "recitation", "refusal"), "content_filter"),
-}
+_INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
 
 def stop_reason(reported: object, detail: object = None) -> str | None:
@@ -241,11 +230,8 @@ def stop_reason(reported: object, detail: object = None) -> str | None:
     Raises:
         ModelError: The model failed.
     """
-    reason = str(reported).lower()
-    if reason in _COMPLETE:
-        return None
-    if reason in _CUT_OFF:
-        return _CUT_OFF[reason]
+    if reason := finish_reason(reported):
+        return _INCOMPLETE.get(reason)
     more = f" {_reason(detail)}" if detail else ""
     text = _without_secrets(f"{reported!s:.100}.{more}")
     message = f"The model stopped before its response was complete: {text} Try again."

@@ -148,6 +148,38 @@ def test_a_parameter_that_the_model_lacks_is_the_callers_fault():
     assert error.type == "invalid_request_error"
 
 
+def pass_on(reason):
+    """Return the answer of a chat agent that passes the chunks of a model on."""
+    server = create_server("agent/v1/chat")
+
+    @server.stream()
+    def answer(request):
+        yield {"choices": [{"delta": {"content": "It is"}, "finish_reason": ""}]}
+        yield {"choices": [{"delta": {"content": " 391."}, "finish_reason": reason}]}
+
+    async def create():
+        async with server.client() as client:
+            messages = [{"role": "user", "content": "Hi"}]
+            return await client.chat.completions.create(model="any", messages=messages)
+
+    return asyncio.run(create()).choices[0]
+
+
+@pytest.mark.parametrize(
+    ("reason", "finish"),
+    [("eos_token", "stop"), ("", "stop"), ("MAX_TOKENS", "length"), ("safety", "content_filter")],
+)
+def test_a_chat_agent_may_end_in_the_words_of_its_model(reason, finish):
+    choice = pass_on(reason)
+    assert (choice.message.content, choice.finish_reason) == ("It is 391.", finish)
+
+
+def test_a_chat_agent_whose_model_failed_has_failed():
+    with pytest.raises(openai.APIStatusError, match="network_error") as caught:
+        pass_on("network_error")
+    assert (caught.value.status_code, caught.value.type) == (502, "model_error")
+
+
 # --- any odd value
 
 CHAT_STREAM: list[dict[str, Any]] = [
