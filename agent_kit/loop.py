@@ -139,7 +139,6 @@ class _Reply:
         self.model = model
         self.items: list[dict[str, Any]] = []
         self.usage: dict[str, Any] | None = None
-        self.service_tier: str | None = None
         self.incomplete: str | None = None  # why the model stopped early
         self._events: list[tuple[Event, list[Any]]] = []  # each with its deltas
         self._place: list[Any] | None = None  # where the last delta belongs
@@ -178,7 +177,10 @@ class _Reply:
         return {**event, "item": {**item, "call_id": call_id}}
 
     def finish(self, last: Event) -> list[Event]:
-        """Complete the items; return the events of those that only the last event contains."""
+        """Complete the items; return the events that end the turn.
+
+        They are those of the items that only the last event contains, and the last one.
+        """
         streamed = StreamingItems()
         for event, deltas in self._events:
             whole = {**event, "delta": "".join(deltas)} if len(deltas) > 1 else event
@@ -190,9 +192,14 @@ class _Reply:
         self.items = streamed.finished
         self.incomplete = details["reason"] if details else None
         self.usage = known_usage(response.get("usage"))
-        self.service_tier = response.get("service_tier")
         self.model = last["response"].get("model") or self.model
-        return [] if self._events else [item_done(item) for item in self.items]
+        end = turn_ended(
+            self.model,
+            self.usage,
+            incomplete=self.incomplete,
+            service_tier=response.get("service_tier"),
+        )
+        return [end] if self._events else [*map(item_done, self.items), end]
 
 # %% ../nbs/50_loop.ipynb #bbf9670e
 class _Deadline:
@@ -255,8 +262,6 @@ async def _ask(
             _without_opening_tag.add(model.name)
         for event in reply.finish(last):
             yield event
-        tier = reply.service_tier
-        yield turn_ended(reply.model, reply.usage, incomplete=reply.incomplete, service_tier=tier)
         step.set_outputs(reply.items)
         step.set_usage(reply.usage, reply.model)
         step.close(None)
