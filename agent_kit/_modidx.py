@@ -1483,6 +1483,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                            'agent_kit/protocol/streaming_items.py'),
                                                     'agent_kit.protocol.streaming_items.StreamingItems.__init__': ( 'protocol/streaming_items.html#streamingitems.__init__',
                                                                                                                     'agent_kit/protocol/streaming_items.py'),
+                                                    'agent_kit.protocol.streaming_items.StreamingItems._call': ( 'protocol/streaming_items.html#streamingitems._call',
+                                                                                                                 'agent_kit/protocol/streaming_items.py'),
                                                     'agent_kit.protocol.streaming_items.StreamingItems._unique_call_id': ( 'protocol/streaming_items.html#streamingitems._unique_call_id',
                                                                                                                            'agent_kit/protocol/streaming_items.py'),
                                                     'agent_kit.protocol.streaming_items.StreamingItems.add': ( 'protocol/streaming_items.html#streamingitems.add',

@@ -258,10 +258,10 @@ async def _ask(
                         yield reply.add(passed)
         for event in tags.finish():
             yield reply.add(event)
-        if tags.closes_unopened:
-            _without_opening_tag.add(model.name)
         for event in reply.finish(last):
             yield event
+        if tags.closes_unopened or any(split_message(item) != [item] for item in reply.items):
+            _without_opening_tag.add(model.name)
         step.set_outputs(reply.items)
         step.set_usage(reply.usage, reply.model)
         step.close(None)

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import pytest
-from openai import AsyncOpenAI, AsyncStream
+from openai import AsyncOpenAI, AsyncStream, BadRequestError
 from openai.types.responses import Response, ResponseStreamEvent
 from support.stream_checker import check_stream
 
@@ -55,7 +55,7 @@ def sum_of(first: int, second: int, call_id: str = "call_add") -> dict[str, Any]
     return function_call("add", {"first": first, "second": second}, call_id)
 
 
-def serve(model: ScriptedModel, **options: Any) -> AgentServer:
+def serve(model: Any, **options: Any) -> AgentServer:
     """Return a server whose agent is a loop around a model."""
     server = create_server()
     options = {"tools": [add], **options}
@@ -662,3 +662,49 @@ def test_a_model_that_fails_fails_its_step():
     (step,) = json.loads(lines[0])["data"]["spans"]
     assert step["status"]["code"] == "STATUS_CODE_ERROR"
     assert "Slow down" in step["status"]["message"]
+
+
+# Requests -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("prompt", {"id": "pmpt_1"}), ("context_management", [{"type": "compaction"}])],
+)
+def test_what_the_agent_does_not_apply_is_refused_by_name(name, value):
+    with pytest.raises(BadRequestError) as caught:
+        ask(serve(ScriptedModel(["Hello."])), **{name: value})
+    assert (caught.value.type, caught.value.param) == ("invalid_request_error", name)
+
+
+def test_truncation_is_accepted_and_echoed():
+    response = ask(serve(ScriptedModel(["Hello."])), truncation="auto")
+    assert (response["truncation"], text_of(response)) == ("auto", "Hello.")
+
+
+@pytest.mark.parametrize("ids", [("fc_0", "fc_1"), (None, None), ("fc_0", "fc_0")])
+def test_parallel_calls_that_a_model_announces_under_one_id_are_both_run(ids):
+    items = [{**sum_of(1, number, "twin"), "id": each} for number, each in enumerate(ids)]
+    events = [
+        {
+            "type": f"response.output_item.{step}",
+            "output_index": index,
+            "item": {**item, "arguments": ""} if step == "added" else item,
+        }
+        for step in ("added", "done")
+        for index, item in enumerate(items)
+    ]
+
+    class Model:
+        name = "twins"
+
+        async def stream(self, request: ModelRequest) -> AsyncGenerator[dict[str, Any], None]:
+            for event in events if len(request.input) == 1 else [text_delta("Done.")]:
+                yield event
+            yield turn_ended(self.name, None)
+
+    response = ask(serve(Model()))
+    calls, outputs = response["output"][:2], response["output"][2:4]
+    assert [output["output"] for output in outputs] == ["1", "2"]
+    assert [call["call_id"] for call in calls] == [output["call_id"] for output in outputs]
+    assert len({call["call_id"] for call in calls}) == 2

@@ -98,10 +98,7 @@ class Answer:
             usage = response.get("usage") if isinstance(response, Mapping) else None
             if not usage:
                 return None
-            counts = (usage.get(key) or 0 for key in _TOKEN_COUNTS)
-            if not (tokens := usage.get("total_tokens") or sum(counts)):
-                return None  # no agent answers with 0 tokens: its response contains the default
-            total += tokens
+            total += usage.get("total_tokens") or sum(usage.get(key) or 0 for key in _TOKEN_COUNTS)
         return total if self.responses else None
 
 # %% ../../nbs/evaluate/30_checks.ipynb #a1f93dd6

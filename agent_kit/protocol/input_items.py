@@ -345,6 +345,7 @@ def check_agent_messages(value: object) -> list[dict[str, Any]]:
         RequestError: Where a message is invalid; it names the message and the field.
     """
     for path, message, _ in _messages_of(value):
+        _number_to_string(message, "tool_call_id")
         check_fields(message, _AGENT_FIELDS, path, required=False)
         if message.get("content") is None and message.get("tool_calls") is None:
             raise missing(f"{path}.content")

@@ -23,8 +23,9 @@ def _unopened_end(text: str) -> re.Match[str] | None:
     found = _CLOSING.search(text)
     if found is None or "<think" in text[: found.start()].lower():
         return None
-    neighbours = text[max(found.start() - 1, 0) : found.start()] + text[found.end() :][:1]
-    return None if _QUOTES.intersection(neighbours) else found
+    before, after = text[: found.start()][-1:], text[found.end() :][:1]
+    is_word = before == " " and after in (*" .,;:!?",)
+    return None if is_word or _QUOTES.intersection((before, after)) else found
 
 
 def split_reasoning(text: str) -> tuple[str, str]:
@@ -97,13 +98,9 @@ class ReasoningTags:
 
     def add(self, event: Event) -> Iterable[Event]:
         """Return the events to pass on for an event of the model."""
-        kind = event["type"]
         if self._is_decided:
-            if self._has_reasoning:
-                return self._without_tags(event)
-            if kind == _TEXT and _CLOSING.match(event["delta"].lstrip()):
-                self.closes_unopened = True
-            return (event,)
+            return self._without_tags(event) if self._has_reasoning else (event,)
+        kind = event["type"]
         if kind == _TEXT:
             return self._add_text(event)
         if _opens_message(event) and not self._has_reasoning:

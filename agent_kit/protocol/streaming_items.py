@@ -445,18 +445,25 @@ class StreamingItems:
 
     def find(self, event: Target) -> StreamingItem | None:
         """Return the open item of an event according to `MATCH_RULES`."""
-        candidates = [item for item in reversed(self.open) if _is_candidate(item, event)]
-        named = [item for item in candidates if _same_id(item, event)]
-        if event.final is not None and event.call_id is not None:
-            for item in reversed(named or candidates):
-                if item.source.call_id == event.call_id and _continues(item, event):
-                    return item
-        if named:
-            return named[0]
-        newest = candidates[0] if candidates else None
+        if event.final is not None and event.call_id is not None and (item := self._call(event)):
+            return item
+        newest = None
+        for item in reversed(self.open):
+            if not _is_candidate(item, event):
+                continue
+            if _same_id(item, event):
+                return item
+            newest = newest or item
         if newest is None or (event.position is None and newest is not self.open[-1]):
             return None
         return newest if match_event(newest, event) else None
+
+    def _call(self, event: Target) -> StreamingItem | None:
+        """Return the oldest open call that a whole call with the same call id continues."""
+        calls = [item for item in self.open if _is_candidate(item, event)]
+        calls = [item for item in calls if item.source.call_id == event.call_id]
+        calls = [item for item in calls if _same_id(item, event)] or calls
+        return next((item for item in calls if _continues(item, event)), None)
 
     def add(
         self, fields: dict[str, Any], source: Target | None = None, *, announced: bool = False

@@ -295,7 +295,6 @@ def test_a_content_of_parts_and_custom_and_legacy_calls_become_items():
     "chunk",
     [
         {"choices": [{"index": 1, "delta": {"content": "other"}}]},
-        {"role": "assistant", "content": [{"type": "hologram"}]},
         {"role": "assistant", "content": ["text"]},
     ],
 )

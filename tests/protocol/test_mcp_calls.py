@@ -194,17 +194,16 @@ def test_a_failure_while_a_tool_runs_leaves_its_call_incomplete(url, caplog):
 
 def test_a_run_that_is_cancelled_leaves_its_call_incomplete(client):
     started = client.responses.create(input="wait", background=True)
-    for event in client.responses.retrieve(started.id, stream=True):
-        if event.type == "response.mcp_call_arguments.done":
-            break
+    with client.responses.retrieve(started.id, stream=True) as events:
+        next(event for event in events if event.type == "response.mcp_call_arguments.done")
     cancelled = client.responses.cancel(started.id)
     assert cancelled.status == "cancelled"
     assert [(item.type, item.status) for item in cancelled.output] == [
         ("message", "completed"),
         ("mcp_call", "incomplete"),
     ]
-    events = [event.to_dict() for event in client.responses.retrieve(started.id, stream=True)]
-    assert check_stream(events) == client.responses.retrieve(started.id).to_dict()
+    sent = [event.to_dict() for event in client.responses.retrieve(started.id, stream=True)]
+    assert check_stream(sent) == client.responses.retrieve(started.id).to_dict()
 
 
 ITEM = "response.output_item"

@@ -139,7 +139,6 @@ def test_a_parameter_without_a_counterpart_in_the_responses_api_is_refused_by_na
     [
         ("max_tool_calls", 3),
         ("prompt", {"id": "pmpt_1"}),
-        ("truncation", "auto"),
         ("tools", [{"type": "web_search"}]),
         ("context_management", [{"type": "compaction"}]),
     ],

@@ -1,20 +1,23 @@
 """Any output of an agent becomes a complete, valid event stream."""
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from openai import InternalServerError
 from support.stream_checker import BrokenStream, check_response, check_sse, check_stream
 
-from agent_kit.protocol import parse_request
+from agent_kit.protocol import output_items, parse_request
 from agent_kit.protocol.response_assembler import (
     DONE,
     AgentOutputError,
     ResponseAssembler,
     encode_event,
 )
+from agent_kit.server import create_server
 
 REQUEST = parse_request("agent/v1/responses", {"input": "What is 17*23?", "model": "m"})
 CALL = {"type": "function_call", "call_id": "call_1", "name": "multiply", "arguments": "{}"}
@@ -402,13 +405,12 @@ def test_a_plain_answer_is_the_streams_last_response():
     "chunk",
     [
         *(None, 7, b"bytes", {}, {"odd": 1}, [["nested"]], object()),
-        *({"type": []}, {"type": "telegram"}, {"type": "acme:x\n\ndata: y"}, {"type": ":"}),
-        *({"type": "response.odd"}, {"type": "response.output_text.delta"}),
+        *({"type": []}, {"type": "response.output_text.delta"}),
         *({"content": 7}, {"content": "x", "role": "user"}, {"content": "x", "tool_calls": [1]}),
-        *({"content": [{"type": "odd"}]}, {"content": [{"type": []}]}, {"content": [7]}),
+        *({"content": [{"type": []}]}, {"content": [7]}),
         *({"type": "function_call"}, {"type": "function_call", "name": "f", "arguments": [1]}),
         *(
-            {"type": "function_call", "name": "f", "call_id": 7},
+            {"type": "function_call", "name": "f", "call_id": [7]},
             {"type": "reasoning", "summary": 1},
         ),
         *({"output": 7}, {"usage": {"input_tokens": "many"}}),
@@ -434,6 +436,109 @@ def test_an_invalid_chunk_is_an_error_and_the_stream_still_ends_validly(chunk):
         assembler.result([chunk])
     events += assembler.fail("The agent failed.")
     assert check(events)[-1]["type"] == "response.failed"
+
+
+UNKNOWN = {
+    "an item": [{"type": "telegram", "text": "stop"}],
+    "an announced item": [
+        {"type": "response.output_item.added", "item": {"type": "telex_call", "id": "t"}},
+        {"type": "response.telex_call.in_progress", "item_id": "t"},
+        {"type": "response.output_item.done", "item": {"type": "telex_call", "id": "t"}},
+    ],
+    "a part of a message": [{"content": [{"type": "hologram"}]}],
+    "an announced part": [
+        {"type": "response.content_part.added", "part": {"type": "smell"}},
+        {"type": "response.content_part.done", "part": {"type": "smell"}},
+    ],
+    "a part of a reasoning": [{"type": "reasoning", "summary": [{"type": "sketch"}]}],
+    "an annotation": [
+        {"content": [{"type": "output_text", "text": "", "annotations": [{"type": "doodle"}]}]},
+        {"type": "response.output_text.annotation.added", "annotation": {"type": "scribble"}},
+    ],
+    "an event": [{"type": "response.odd"}, {"type": "acme:x\n\ndata: y"}, {"type": ":"}],
+}
+
+
+@pytest.mark.parametrize("label", UNKNOWN)
+def test_what_has_an_unknown_type_is_passed_over_with_a_log_line(label, caplog):
+    output_items._log_unknown.cache_clear()
+    assembler = ResponseAssembler(REQUEST)
+    events = assembler.start()
+    for chunk in ("Before. ", *UNKNOWN[label], "After."):
+        events += assembler.add(chunk)
+    assert check([*events, *assembler.finish()])[-1]["type"] == "response.completed"
+    texts = [part["text"] for item in assembler.body["output"] for part in item.get("content", ())]
+    assert "".join(texts) == "Before. After."
+    assert any("unknown type" in line.message for line in caplog.records)
+
+
+TWIN = {"type": "function_call", "name": "look", "call_id": "x"}
+
+
+def twin(city: str, **more: Any) -> dict[str, Any]:
+    return {**TWIN, "arguments": f'{{"city":"{city}"}}', **more}
+
+
+def announced(**more: Any) -> dict[str, Any]:
+    return {"type": "response.output_item.added", "item": {**TWIN, "arguments": "", **more}}
+
+
+TWINS = {
+    "whole": [twin("Rome"), twin("Oslo")],
+    "announced": [announced(), announced(), done(twin("Rome")), done(twin("Oslo"))],
+    "announced with ids": [
+        *(announced(id="a"), announced(id="b")),
+        *(done(twin("Rome", id="a")), done(twin("Oslo", id="b"))),
+    ],
+    "announced with one id": [
+        *(announced(id="a"), announced(id="a")),
+        *(done(twin("Rome", id="a")), done(twin("Oslo", id="a"))),
+    ],
+    "numbers": [twin("Rome", call_id=7), twin("Oslo", call_id=7)],
+    "empty": [twin("Rome", call_id=""), twin("Oslo", call_id="")],
+}
+
+
+@pytest.mark.parametrize("label", TWINS)
+def test_calls_with_one_id_each_get_their_own_and_its_output(label):
+    call_id = {"numbers": 7, "empty": ""}.get(label, "x")
+    assembler = ResponseAssembler(REQUEST)
+    events = assembler.start()
+    for chunk in TWINS[label]:
+        events += assembler.add(chunk)
+    for city in ("Rome", "Oslo"):
+        output = {"type": "function_call_output", "call_id": call_id, "output": city}
+        events += assembler.add(output)
+    check([*events, *assembler.finish()])
+    calls, outputs = assembler.body["output"][:2], assembler.body["output"][2:]
+    assert [json.loads(call["arguments"])["city"] for call in calls] == ["Rome", "Oslo"]
+    ids = [call["call_id"] for call in calls]
+    assert [output["call_id"] for output in outputs] == ids
+    assert len(set(ids)) == 2
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        {"custom_outputs": {"count": 10**400}},
+        {"type": "function_call", "name": "f", "arguments": {"n": 10**400}},
+        {"type": "web_search_call", "hits": 10**400},
+    ],
+)
+def test_an_integer_that_json_cannot_express_is_a_failure_with_its_reason(chunk, monkeypatch):
+    monkeypatch.setenv("AGENT_KIT_MLFLOW_TRACING", "false")
+    server = create_server()
+
+    @server.stream()
+    async def answer(request):
+        yield chunk
+
+    async def ask():
+        async with server.client() as client:
+            await client.responses.create(input="Hi")
+
+    with pytest.raises(InternalServerError, match="integer beyond 1e308"):
+        asyncio.run(ask())
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,10 @@ from agent_kit.protocol.wire import (
     dump_json,
     is_id,
     json_type,
+    parse_arguments,
     parse_json,
     text_of,
+    valid_arguments,
 )
 
 few = settings(max_examples=30, deadline=None)
@@ -166,3 +168,27 @@ def test_an_id_is_a_short_printable_string():
 )
 def test_the_text_of_a_content_is_its_texts_or_its_json(content, text):
     assert text_of(content, "-") == text
+
+
+@pytest.mark.parametrize(
+    ("written", "arguments"),
+    [
+        ('{"city": "Rome"}', {"city": "Rome"}),
+        ('{"code": "x = 17\nprint(x)\t# \x01"}', {"code": "x = 17\nprint(x)\t# \x01"}),
+        *((text, {}) for text in ("", "  \n", "null", "[]", "{}")),
+        ('{}{"city": "Rome"}', {"city": "Rome"}),
+        ('"{\\"city\\": \\"Rome\\"}"', {"city": "Rome"}),
+    ],
+)
+def test_arguments_are_read_where_their_meaning_is_plain(written, arguments):
+    assert parse_arguments(written) == arguments
+    assert orjson.loads(valid_arguments(written)) == arguments
+
+
+@pytest.mark.parametrize(
+    "written", ['{"city": "Ro', '{"a":1}{"a":2}', "Rome", "[1]", "7", '"Rome"', "[" * 100_000]
+)
+def test_arguments_that_cannot_be_read_are_none_for_the_next_turn(written):
+    with pytest.raises(ValueError, match="arguments"):
+        parse_arguments(written)
+    assert valid_arguments(written) == "{}"

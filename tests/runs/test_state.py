@@ -509,6 +509,8 @@ def test_tokens_are_counted_with_the_context(client):
 def test_a_compacted_context_is_accepted_as_input(url, client):
     first = ask(client)
     assert client.responses.compact(model="any", previous_response_id=first.id).output
+    refused = httpx2.post(f"{url}/v1/responses/compact", json={"previous_response_id": first.id})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "model")
     body = {"model": "any", "previous_response_id": first.id}
     compacted = httpx2.post(f"{url}/v1/responses/compact", json=body).json()
     assert compacted["object"] == "response.compaction"

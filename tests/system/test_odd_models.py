@@ -86,10 +86,6 @@ def test_known_tokens_are_counted():
     assert completion.usage.total_tokens == 30
 
 
-def test_an_agent_without_usage_has_no_count_in_an_evaluation():
-    assert Answer(({"usage": {"total_tokens": 0, "input_tokens": 0}},)).tokens is None
-
-
 def test_unknown_tokens_count_against_the_limit():
     turns = [Turn(calls=[("look", {"city": "R" * 400})], usage=False), "Sunny."]
     _, service = ask(*turns, max_output_tokens=1000)

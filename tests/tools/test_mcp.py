@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import json
 import logging
 import sys
 import threading
@@ -17,13 +18,14 @@ from mcp.server.mcpserver import Image, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from support.databricks_stand_in import remove_credentials
 
+from agent_kit import tools as toolbox
 from agent_kit.context import RequestContext, current_context, use_context
 from agent_kit.databricks import get_workspace_client
 from agent_kit.loop import run_agent
 from agent_kit.models import ScriptedModel, function_call
 from agent_kit.protocol import ResponsesRequest
 from agent_kit.protocol.response_assembler import ResponseAssembler
-from agent_kit.tools import ToolResult, ToolsUnavailable
+from agent_kit.tools import ToolResult, ToolsUnavailable, open_tools
 from agent_kit.tools.mcp import McpServer, databricks_mcp_server, mcp_server
 
 PROGRAM = """
@@ -139,11 +141,14 @@ def names(server: McpServer) -> list[str]:
     return asyncio.run(run())
 
 
-def answer(server: McpServer, *turns: Any, **options: Any) -> tuple[dict[str, Any], ScriptedModel]:
+def answer(
+    server: McpServer, *turns: Any, caller_tools: Any = (), **options: Any
+) -> tuple[dict[str, Any], ScriptedModel]:
     """Return the Response of an agent with the server's tools, and the scripted model."""
 
     async def run() -> tuple[dict[str, Any], ScriptedModel]:
-        request = ResponsesRequest(input=[{"role": "user", "content": "Tea?"}])
+        messages = [{"role": "user", "content": "Tea?"}]
+        request = ResponsesRequest(input=messages, tools=list(caller_tools))
         model, assembler = ScriptedModel(turns), ResponseAssembler(request)
         async for event in run_agent(request, model=model, tools=[server], **options):
             assembler.add(event)
@@ -246,13 +251,96 @@ def test_a_program_that_is_not_a_server_is_reported(target, expected):
 
 def test_leaving_early_closes_the_connection(program):
     async def leave() -> None:
-        request = ResponsesRequest(input=[{"role": "user", "content": "Tea?"}])
+        request = ResponsesRequest(input=[{"role": "user", "content": "Tea?"}], stream=True)
         model = ScriptedModel([["One ", 5.0, "two"]])
         events = run_agent(request, model=model, tools=[mcp_server(program)])
         await anext(events)
         await events.aclose()
 
     asyncio.run(leave())
+
+
+# A server that offers exactly the tools in its second argument, whatever a library would complete.
+RAW_PROGRAM = """
+import json, sys
+
+name, tools = sys.argv[1], json.loads(sys.argv[2])
+for line in sys.stdin:
+    message = json.loads(line)
+    method, result = message["method"], {}
+    if method == "initialize":
+        version = message["params"]["protocolVersion"]
+        server = {"name": name, "version": "1"}
+        result = {"protocolVersion": version, "capabilities": {"tools": {}}, "serverInfo": server}
+    elif method == "tools/list":
+        result = {"tools": tools}
+    elif method == "tools/call":
+        text = f"{message['params']['name']} of {name}"
+        result = {"content": [{"type": "text", "text": text}]}
+    if "id" in message:
+        print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
+"""
+
+
+@pytest.fixture
+def offering(tmp_path: Path):
+    """Return a function that creates servers with tools of these names."""
+    path = tmp_path / "raw.py"
+    path.write_text(RAW_PROGRAM)
+
+    def create(server: str, *tools: str, **fields: Any) -> McpServer:
+        offered = [{"name": name, "inputSchema": {"type": "object"}, **fields} for name in tools]
+        return mcp_server([sys.executable, str(path), server, json.dumps(offered)])
+
+    return create
+
+
+def test_tools_of_several_servers_with_one_name_get_a_prefix(offering, caplog):
+    def search(text: str) -> str:
+        """Search here."""
+        return f"{text} is here"
+
+    async def run() -> list[tuple[str, str]]:
+        servers = [offering("git hub", "search", "issue"), offering("wiki", "search")]
+        async with open_tools([search, *servers]) as (tools, _):
+            called = [await tool.call('{"text": "it"}') for tool in tools.values()]
+            return list(zip(tools, [result.text for result in called], strict=True))
+
+    toolbox._warn_once.cache_clear()
+    expected = [
+        ("search", "it is here"),
+        ("git_hub_search", "search of git hub"),
+        ("issue", "issue of git hub"),
+        ("wiki_search", "search of wiki"),
+    ]
+    for _ in range(2):
+        assert asyncio.run(run()) == expected
+    lines = [line.message for line in caplog.records if "Several tools are named" in line.message]
+    assert len(lines) == 2
+    assert "wiki_search" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("offered", "expected"),
+    [
+        (["a.b", "a/b"], ["a_b", "a_b_2"]),
+        (["x" * 70 + "1", "x" * 70 + "2"], ["x" * 64, "x" * 62 + "_2"]),
+    ],
+)
+def test_names_of_one_server_that_become_the_same_are_told_apart(offering, offered, expected):
+    results = use(offering("s", *offered), *((name, "{}") for name in expected))
+    assert [result.text for result in results] == [f"{name} of s" for name in offered]
+
+
+def test_a_tool_is_sent_to_the_model_as_every_service_requires(offering):
+    server = offering("s", "look", description="d" * 2000)
+    mine = {"type": "function", "name": "mine", "strict": True}
+    _, model = answer(server, "Done.", caller_tools=[mine])
+    (own, look) = model.requests[0].tools
+    assert own["parameters"]["properties"] == {}
+    assert own["parameters"]["additionalProperties"] is False
+    assert look["parameters"] == {"type": "object", "properties": {}}
+    assert len(look["description"]) == 1024
 
 
 @pytest.mark.parametrize("target", ["", [], "ftp://example.com", "my-server --stdio"])

@@ -43,6 +43,21 @@ def test_programs_run_in_the_sandbox_by_default():
     assert "ZeroDivisionError" in run("1 / 0").text
 
 
+@pytest.mark.parametrize(
+    "code",
+    ["```python\nprint(17 * 23)\n```", "```\nprint(17 * 23)```\n", "\n```py\nprint(17 * 23)\n"],
+)
+def test_a_fenced_program_runs(code):
+    assert run(code) == ToolResult("391")
+
+
+def test_raw_line_breaks_and_tabs_in_a_program_are_read():
+    code = 'if True:\n\tprint(17 * 23, "#")'
+    arguments = '{"code": "' + code.replace('"', '\\"') + '"}'
+    assert "\n\t" in arguments
+    assert asyncio.run(python_exec.call(arguments)) == ToolResult("391 #")
+
+
 def test_programs_run_in_unity_catalog(workspace: Workspace):
     code = 'print("it\'s", 17 * 23)'
     assert run(code) == ToolResult("it's 391")
