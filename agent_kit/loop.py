@@ -18,15 +18,17 @@ from agent_kit.models.interface import (
     Model,
     ModelError,
     ModelRequest,
+    count_tokens,
     item_done,
+    known_usage,
     text_delta,
+    token_usage,
     turn_ended,
 )
 from .protocol import RequestError, ResponsesRequest
 from .protocol.output_items import new_id
 from .protocol.reasoning_tags import ReasoningTags, split_message
 from .protocol.response_assembler import add_item_event, add_response
-from .protocol.response_object import complete_usage
 from .protocol.streaming_items import StreamingItems
 from .protocol.wire import valid_arguments
 from .tools import Tool, ToolLike, ToolResult, open_tools
@@ -175,7 +177,10 @@ class _Reply:
         return {**event, "item": {**item, "call_id": call_id}}
 
     def finish(self, last: Event) -> list[Event]:
-        """Complete the items; return the events of those that only the last event contains."""
+        """Complete the items; return the events that end the turn.
+
+        They are those of the items that only the last event contains, and the last one.
+        """
         streamed = StreamingItems()
         for event, deltas in self._events:
             whole = {**event, "delta": "".join(deltas)} if len(deltas) > 1 else event
@@ -186,9 +191,15 @@ class _Reply:
         details = add_response(streamed, response)
         self.items = streamed.finished
         self.incomplete = details["reason"] if details else None
-        self.usage = complete_usage(usage) if (usage := response.get("usage")) else None
+        self.usage = known_usage(response.get("usage"))
         self.model = last["response"].get("model") or self.model
-        return [] if self._events else [item_done(item) for item in self.items]
+        end = turn_ended(
+            self.model,
+            self.usage,
+            incomplete=self.incomplete,
+            service_tier=response.get("service_tier"),
+        )
+        return [end] if self._events else [*map(item_done, self.items), end]
 
 # %% ../nbs/50_loop.ipynb #bbf9670e
 class _Deadline:
@@ -251,7 +262,6 @@ async def _ask(
             yield event
         if tags.closes_unopened or any(split_message(item) != [item] for item in reply.items):
             _without_opening_tag.add(model.name)
-        yield turn_ended(reply.model, reply.usage, incomplete=reply.incomplete)
         step.set_outputs(reply.items)
         step.set_usage(reply.usage, reply.model)
         step.close(None)
@@ -304,7 +314,7 @@ def _for_next_turn(item: dict[str, Any]) -> dict[str, Any]:
 # %% ../nbs/50_loop.ipynb #e683e86b
 def _stopped(model: str, max_turns: int) -> list[Event]:
     turns = "one turn" if max_turns == 1 else f"{max_turns} turns"
-    last = turn_ended(model, None)
+    last = turn_ended(model, token_usage(0, 0))
     last["response"]["custom_outputs"] = {"stopped": "max_turns"}
     text = f"I stopped after {turns} without a final answer ([agent] max_turns)."
     return [text_delta(text), last]
@@ -343,7 +353,8 @@ async def _run_turns(
                     yield item_done(output)
             if others:
                 return
-            used_tokens += reply.usage["output_tokens"] if reply.usage else 0
+            usage = reply.usage or {"output_tokens": sum(map(count_tokens, reply.items))}
+            used_tokens += usage["output_tokens"]
         for event in _stopped(model.name, max_turns):
             yield event
 

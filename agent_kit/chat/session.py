@@ -17,6 +17,8 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
+import anyio.to_thread
+
 from .transcript import Content, Failure, StreamedAnswer, Turn
 from ..models.interface import ModelError
 from ..protocol import RequestError
@@ -309,7 +311,7 @@ class Session:
 
     def warm_up(self) -> None:
         """Import in the background what the first question needs."""
-        self.submit(asyncio.to_thread(importlib.import_module, "openai"))
+        self.submit(anyio.to_thread.run_sync(importlib.import_module, "openai"))
 
     def close(self) -> None:
         """Stop and end the background thread; the turns remain."""

@@ -11,12 +11,22 @@ from contextlib import aclosing
 from typing import Any
 
 from . import interface
-from .interface import Event, ModelError, ModelRequest
-from .service import ModelService, incomplete_response, invalid_response
-from ..protocol import RequestError, ResponsesRequest, parse_request
-from ..protocol.output_items import AgentOutputError, new_item_id
+from .interface import Event, ModelError, ModelRequest, known_usage
+from agent_kit.models.service import (
+    DONE,
+    ModelService,
+    incomplete_response,
+    invalid_response,
+    stop_reason,
+)
+from ..protocol import ResponsesRequest, parse_request
+from agent_kit.protocol.output_items import (
+    AgentOutputError,
+    complete_logprobs,
+    is_unknown,
+    new_item_id,
+)
 from ..protocol.request_conversion import responses_to_chat
-from ..protocol.response_object import complete_usage
 from ..protocol.tool_calls import ToolCalls
 from ..protocol.wire import text_of
 
@@ -48,7 +58,7 @@ def _plain_content(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _chat_body(request: ModelRequest, model: str, *, is_openai: bool = False) -> dict[str, Any]:
-    """Return the body of a request; raises `ModelError` if chat completions cannot express it."""
+    """Return the body of a request; raises `RequestError` if chat completions cannot express it."""
     items = request.input
     if is_openai:
         # OpenAI refuses the reasoning of another service's model.
@@ -61,12 +71,9 @@ def _chat_body(request: ModelRequest, model: str, *, is_openai: bool = False) ->
         "tool_choice": request.tool_choice,
         "stream": True,
     }
-    try:
-        parsed = parse_request("agent/v1/responses", data)
-        assert isinstance(parsed, ResponsesRequest)
-        body = responses_to_chat(parsed).payload()
-    except RequestError as error:
-        raise ModelError(error.message, error.status, error.code) from None
+    parsed = parse_request("agent/v1/responses", data)
+    assert isinstance(parsed, ResponsesRequest)
+    body = responses_to_chat(parsed).payload()
     body["messages"] = [_plain_content(message) for message in body["messages"]]
     for tool in body.get("tools") or ():
         kind = tool["type"]
@@ -136,21 +143,22 @@ class _ToolCalls:
         }
 
 # %% ../../nbs/models/30_chat.ipynb #b6125b86
-_INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
+_REASONING_PARTS = ("reasoning", "reasoning_text", "thinking")
 
 
 def _content_events(content: object) -> Iterator[Event]:
     if isinstance(content, str):
         yield from [interface.text_delta(content)] if content else ()
         return
-    if not isinstance(content, list):
-        raise invalid_response("the content of a message is neither a text nor a list of parts")
-    for part in content:
-        text = part.get("text") if isinstance(part, dict) else None
-        if isinstance(text, str) and text:
-            yield interface.text_delta(text)
-        elif isinstance(part, dict) and part.get("type") == "reasoning":
-            yield from _reasoning_events(part.get("summary"))
+    for part in content if isinstance(content, list) else [content]:
+        kind = part.get("type") if isinstance(part, dict) else None
+        text = part.get("text") if isinstance(part, dict) else part
+        if isinstance(part, dict) and kind in _REASONING_PARTS:
+            yield from _reasoning_events(part.get("summary") or part.get("thinking") or text)
+        elif isinstance(text, str):
+            yield from [interface.text_delta(text)] if text else ()
+        elif not is_unknown("a part of a message", part, ("text",)):
+            raise invalid_response("the content of a message is neither a text nor parts")
 
 
 def _reasoning_events(reasoning: object) -> Iterator[Event]:
@@ -158,27 +166,48 @@ def _reasoning_events(reasoning: object) -> Iterator[Event]:
         yield {"type": "response.reasoning_text.delta", "delta": text}
 
 
+def _readable_logprobs(logprobs: object) -> list[dict[str, Any]]:
+    if not isinstance(logprobs, dict):
+        return []
+    try:
+        return complete_logprobs(logprobs.get("content"))
+    except TypeError:
+        return []
+
+
 class _ChatReader:
     """Turns the chunks of one chat completion into events."""
 
     def __init__(self, name: str) -> None:
-        self._model, self._finish_reason, self._calls = name, None, _ToolCalls()
+        self._model, self._calls = name, _ToolCalls()
+        self._end: tuple[object, object] | None = None  # the finish reason and an error
+        self._has_choices = self._is_done = False
         self._usage: dict[str, Any] | None = None
+        self._service_tier: str | None = None
 
     def read(self, chunk: dict[str, Any]) -> Iterator[Event]:
         """Yield the events for a chunk; raises `ModelError` if it is invalid."""
+        if chunk is DONE:
+            self._is_done = True
+        if chunk.get("usage"):
+            self._usage = known_usage(chunk["usage"])
+        if isinstance(chunk.get("model"), str):
+            self._model = chunk["model"] or self._model
+        if isinstance(chunk.get("service_tier"), str):
+            self._service_tier = chunk["service_tier"]
+        choices = chunk.get("choices") or []
+        if not isinstance(choices, list):
+            raise invalid_response("choices is not a list")
         try:
-            if chunk.get("usage"):
-                self._usage = complete_usage(chunk["usage"])
-            if isinstance(chunk.get("model"), str):
-                self._model = chunk["model"] or self._model
-            choices = chunk.get("choices") or []
-            if not isinstance(choices, list):
-                raise invalid_response("choices is not a list")
             for choice in choices:
                 yield from self._read_choice(choice)
-        except AgentOutputError as error:
+        except (AttributeError, TypeError) as error:  # a value of another type
             raise invalid_response(error) from None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the service has reported that the response has ended, and why."""
+        return self._end is not None
 
     def _read_choice(self, choice: object) -> Iterator[Event]:
         # A service that does not stream sends the message as a whole.
@@ -188,25 +217,40 @@ class _ChatReader:
             raise invalid_response("a choice is not an object with a delta")
         if choice.get("index"):
             return
+        self._has_choices = True
         yield from _reasoning_events(delta.get("reasoning_content") or delta.get("reasoning"))
-        logprobs = choice.get("logprobs")
-        tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
+        logprobs = _readable_logprobs(choice.get("logprobs"))
         for event in _content_events(delta.get("content") or ""):
-            yield {**event, "logprobs": tokens} if isinstance(tokens, list) and tokens else event
+            yield {**event, "logprobs": logprobs} if logprobs else event
         if isinstance(refusal := delta.get("refusal"), str) and refusal:
             yield {"type": "response.refusal.delta", "delta": refusal}
         if calls := delta.get("tool_calls"):
             yield from self._calls.add(calls)
-        self._finish_reason = choice.get("finish_reason") or self._finish_reason
+        elif legacy := delta.get("function_call"):
+            yield from self._calls.add([{"index": 0, "function": legacy}])
+        self._read_end(choice, delta)
+
+    def _read_end(self, choice: dict[str, Any], delta: dict[str, Any]) -> None:
+        reason = choice.get("finish_reason")
+        if isinstance(reason, dict):
+            reason = reason.get("type")
+        # Some services send an empty reason with every chunk, so it ends only an empty one.
+        has_more = any(value for name, value in delta.items() if name != "role")
+        if reason or (reason == "" and not has_more):
+            self._end = reason, choice.get("error")
 
     def finish(self) -> Iterator[Event]:
         """Yield the last events; raises `ModelError` if the response was cut off."""
-        if not isinstance(self._finish_reason, str):
+        if self._is_done and not self._has_choices:
+            raise invalid_response("it contains no choice")
+        if not self._is_done and self._end is None:
             raise incomplete_response()
-        incomplete = _INCOMPLETE.get(self._finish_reason)
+        incomplete = stop_reason(*self._end) if self._end else None
         if not incomplete:
             yield from self._calls.finish()
-        yield interface.turn_ended(self._model, self._usage, incomplete=incomplete)
+        yield interface.turn_ended(
+            self._model, self._usage, incomplete=incomplete, service_tier=self._service_tier
+        )
 
 # %% ../../nbs/models/30_chat.ipynb #51f52f04
 class ChatModel:
@@ -226,14 +270,20 @@ class ChatModel:
 
         Raises:
             ModelError: The service refuses the request, or its response is invalid.
+            RequestError: The request contains what chat completions do not support.
         """
         service = self._service
         body = _chat_body(request, service.model, is_openai=service.is_openai)
         body["stream_options"] = {"include_usage": True}
         reader = _ChatReader(service.model)
-        async with aclosing(service.stream("/chat/completions", body)) as chunks:
-            async for chunk in chunks:
-                for event in reader.read(chunk):
-                    yield event
+        try:
+            async with aclosing(service.stream("/chat/completions", body)) as chunks:
+                async for chunk in chunks:
+                    for event in reader.read(chunk):
+                        yield event
+        except ModelError as error:
+            # Some services break the connection after the whole response.
+            if error.code != "incomplete_answer" or not reader.has_ended:
+                raise
         for event in reader.finish():
             yield event

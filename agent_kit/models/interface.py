@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Event', 'FINAL_EVENTS', 'ModelRequest', 'Model', 'ModelError', 'text_delta', 'item_done', 'function_call',
-           'token_usage', 'turn_ended', 'count_tokens', 'request_tokens', 'split_words']
+           'token_usage', 'known_usage', 'turn_ended', 'count_tokens', 'request_tokens', 'split_words']
 
 # %% ../../nbs/models/10_interface.ipynb #1796796c
 import re
@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
+from ..protocol.response_object import complete_usage
 from ..protocol.wire import dump_json
 
 Event: TypeAlias = dict[str, Any]
@@ -59,11 +60,15 @@ class ModelError(Exception):
         message: Cause and remedy; it is shown to the user as it is, so it contains no secret.
         status: HTTP status that fits, such as 429.
         code: Short name for programs, such as `context_length_exceeded`.
+
+    Attributes:
+        retry_after: When to try again, as the model service reports it in `Retry-After`.
     """
 
     def __init__(self, message: str, status: int | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.message, self.status, self.code = message, status, code
+        self.retry_after: str | None = None
 
 # %% ../../nbs/models/10_interface.ipynb #4550258b
 def text_delta(text: str) -> Event:
@@ -100,16 +105,48 @@ def token_usage(
     }
 
 
-def turn_ended(model: str, usage: dict[str, Any] | None, *, incomplete: str | None = None) -> Event:
+def known_usage(reported: object) -> dict[str, Any] | None:
+    """Return the token usage that a model reports, with any names; None if it is unknown.
+
+    It is unknown if the tokens of the input or of the output are not a number from 0.
+    """
+    counts = _known_counts(reported) if isinstance(reported, dict) else {}
+    for names in (("input_tokens", "prompt_tokens"), ("output_tokens", "completion_tokens")):
+        if not any(type(counts.get(name)) is int for name in names):
+            return None
+    return complete_usage(counts)
+
+
+def _known_counts(usage: dict[str, Any]) -> dict[str, Any]:
+    counts: dict[str, Any] = {}
+    for name, value in usage.items():
+        if isinstance(value, dict):
+            if name.endswith("_details"):
+                counts[name] = _known_counts(value)
+        elif type(value) in (int, float) and 0 <= value < 1 << 53 and value == int(value):
+            counts[name] = int(value)
+    return counts
+
+
+def turn_ended(
+    model: str,
+    usage: dict[str, Any] | None,
+    *,
+    incomplete: str | None = None,
+    service_tier: str | None = None,
+) -> Event:
     """Return the last event of a response.
 
     Args:
         model: Name of the model.
         usage: Token usage, None if it is unknown.
         incomplete: Why the model stopped early, such as `max_output_tokens`.
+        service_tier: The tier in which the service ran the model, None if it is unknown.
     """
     details = {"reason": incomplete} if incomplete else None
-    response = {"model": model, "usage": usage, "incomplete_details": details}
+    response: dict[str, Any] = {"model": model, "usage": usage, "incomplete_details": details}
+    if service_tier:
+        response["service_tier"] = service_tier
     kind = "incomplete" if incomplete else "completed"
     return {"type": f"response.{kind}", "response": response}
 

@@ -11,16 +11,21 @@ from contextlib import aclosing
 from typing import Any
 
 from .chat import model_parameters
-from .interface import Event, ModelRequest, item_done, turn_ended
+from .interface import Event, ModelRequest, item_done, known_usage, turn_ended
 from agent_kit.models.service import (
+    DONE,
     ModelService,
     incomplete_response,
     invalid_response,
     service_error,
+    stop_reason,
 )
-from ..protocol.output_items import AgentOutputError
-from ..protocol.response_object import complete_usage
+from ..protocol import RequestError
+from ..protocol.output_items import OUTPUT_TYPES, is_unknown
+from ..protocol.response_assembler import add_item_event
+from ..protocol.streaming_items import KIND_OF_PART, StreamingItem, StreamingItems
 
+_CHAT_ONLY = ("stop", "seed", "logit_bias", "frequency_penalty", "presence_penalty")
 _ENCRYPTED = "reasoning.encrypted_content"
 
 
@@ -34,8 +39,22 @@ def _sent_item(item: dict[str, Any]) -> dict[str, Any] | None:
     return {name: value for name, value in item.items() if name != "id" and value is not None}
 
 
+def _refuse_chat_only(parameters: dict[str, Any]) -> None:
+    """Remove parameters without effect that the Responses API lacks; refuse the others."""
+    for name in _CHAT_ONLY:
+        value = parameters.pop(name, None)
+        if value or (name == "seed" and value is not None):
+            raise RequestError(
+                f"'{name}' is not supported: the model of this server uses the Responses API, "
+                "which does not have it.",
+                param=name,
+                code="unsupported_parameter",
+            )
+
+
 def _responses_body(request: ModelRequest, model: str) -> dict[str, Any]:
     parameters = model_parameters(request)
+    _refuse_chat_only(parameters)
     included = [name for name in parameters.get("include") or () if name != _ENCRYPTED]
     body = {
         "model": model,
@@ -61,51 +80,141 @@ _FORWARDED = (
     *("response.file_search_call.", "response.code_interpreter_call"),
     "response.image_generation_call.",
 )
-_STATUSES = {"rate_limit_exceeded": 429, "invalid_prompt": 400}
+_PLACE = ("type", "item_id", "output_index", "content_index", "summary_index")
+_ENDS = ("completed", "incomplete", "failed", "cancelled")
+
+
+def _known_parts(parts: list[Any]) -> list[Any]:
+    known = []
+    for part in parts:
+        if isinstance(part, dict) and part.get("type") == "text":
+            part = {**part, "type": "output_text"}
+        if not is_unknown("a part of a message", part, KIND_OF_PART):
+            known.append(part)
+    return known
+
+
+def _known_item(item: dict[str, Any]) -> dict[str, Any] | None:
+    kind, content = str(item.get("type")), item.get("content")
+    if ":" not in kind and is_unknown("an output item", item, OUTPUT_TYPES):
+        return None
+    if kind == "message" and isinstance(content, list):
+        return {**item, "content": _known_parts(content)}
+    return item
+
+
+def _is_item(streamed: StreamingItem, item: dict[str, Any], index: int) -> bool:
+    source = streamed.source
+    has_id = source.id is not None and source.id == item.get("id")
+    has_call_id = source.call_id is not None and source.call_id == item.get("call_id")
+    return streamed.type == item.get("type") and (has_id or has_call_id or source.position == index)
+
+
+def _has_type(streamed: StreamingItem, item: dict[str, Any], index: int) -> bool:
+    return streamed.type == item.get("type")
 
 
 class _ResponsesReader:
     """Turns the events of one response into those of a model."""
 
     def __init__(self, name: str) -> None:
-        self._name, self._has_items, self._has_ended = name, False, False
+        self._name, self._has_ended = name, False
+        self._items = StreamingItems()
+        self._place: list[Any] = []  # of the last delta
+        self._deltas: list[str] = []  # those at the same place that the items lack
+        self._omitted_ids: set[str] = set()
 
     def read(self, event: dict[str, Any]) -> Iterator[Event]:
         """Yield the events to forward; raises `ModelError` if the response failed."""
+        if event is DONE:
+            return
         kind = event.get("type")
         if event.get("object") == "response":
             # A service that does not stream sends the response as a whole.
-            kind, event = f"response.{event.get('status')}", {"response": event}
+            kind, event = f"response.{event.get('status') or 'completed'}", {"response": event}
         if not isinstance(kind, str):
             raise invalid_response("an event has no type")
-        if kind in ("error", "response.completed", "response.incomplete", "response.failed"):
-            yield from self._end(kind, event)
+        status = kind.removeprefix("response.")
+        if status in _ENDS:
+            yield from self._end(status, event.get("response"))
         elif kind.startswith(_FORWARDED):
-            self._has_items = self._has_items or kind == "response.output_item.done"
-            yield {name: value for name, value in event.items() if name != "sequence_number"}
+            yield from self._forward(event)
 
-    def _end(self, kind: str, event: dict[str, Any]) -> Iterator[Event]:
-        response: Any = {"error": event} if kind == "error" else event.get("response")
+    def _forward(self, event: dict[str, Any]) -> Iterator[Event]:
+        place, delta = [event.get(name) for name in _PLACE], event.get("delta")
+        if place == self._place and isinstance(delta, str) and not event.get("logprobs"):
+            self._deltas.append(delta)  # as valid as the first at this place
+        elif not (event := self._add(event, place)):
+            return
+        yield {name: value for name, value in event.items() if name != "sequence_number"}
+
+    def _add(self, event: dict[str, Any], place: list[Any]) -> Event:
+        """Add an event to the items; return what is known of it, empty if nothing is."""
+        try:
+            if self._deltas:
+                rest = dict(zip(_PLACE, self._place, strict=True), delta="".join(self._deltas))
+                add_item_event(self._items, rest)
+                self._deltas.clear()
+            known = self._known(event) or {}
+            if known and not add_item_event(self._items, known):
+                is_unknown("an event", known, ())
+                known = {}
+        except (AttributeError, KeyError, TypeError) as error:
+            raise invalid_response(error) from None
+        self._items.outbox.take()
+        self._place = place if known and str(event["type"]).endswith(".delta") else []
+        return known
+
+    def _known(self, event: dict[str, Any]) -> dict[str, Any] | None:
+        """Return an event without parts of unknown types, None for an item of such a type."""
+        item, part = event.get("item"), event.get("part")
+        if isinstance(item, dict):
+            known = _known_item(item)
+            if known is None and isinstance(item.get("id"), str):
+                self._omitted_ids.add(item["id"])
+            return known and {**event, "item": known}
+        if event.get("item_id") in self._omitted_ids:
+            return None
+        if isinstance(part, dict):
+            parts = _known_parts([part])
+            return {**event, "part": parts[0]} if parts else None
+        return event
+
+    def _missing(self, output: list[dict[str, Any]]) -> Iterator[Event]:
+        """Yield the events of the items that only the last event contains."""
+        done, missing = [item for item in self._items.all if item.done], list(enumerate(output))
+        for is_same in (_is_item, _has_type):
+            for index, item in list(missing):
+                same = next((one for one in done if is_same(one, item, index)), None)
+                if same:
+                    done.remove(same)
+                    missing.remove((index, item))
+        for index, item in missing:
+            yield {**item_done(item), "output_index": index}
+
+    def _end(self, status: str, response: object) -> Iterator[Event]:
         if not isinstance(response, dict):
             raise invalid_response("the last event contains no response")
-        status, failure = response.get("status"), response.get("error")
-        if status == "failed" or failure:
-            failure = failure if isinstance(failure, dict) else {}
-            code = str(failure.get("code") or "server_error")
-            raise service_error(failure.get("message"), _STATUSES.get(code, 502), code)
-        if not self._has_items:
-            yield from (item_done(item) for item in response.get("output") or ())
-        try:
-            usage = complete_usage(response["usage"]) if response.get("usage") else None
-        except AgentOutputError as error:
-            raise invalid_response(error) from None
+        if status in ("failed", "cancelled") or response.get("error"):
+            raise service_error(response.get("error") or f"The response is {status}.")
+        output = response.get("output") or []
+        if not isinstance(output, list) or not all(isinstance(item, dict) for item in output):
+            raise invalid_response("the output is not a list of items")
+        for event in self._missing(output):
+            if known := self._add(event, []):
+                yield known
         details = response.get("incomplete_details")
         reason = details.get("reason") if isinstance(details, dict) else None
-        if not reason and status == "incomplete":
+        if not reason and "incomplete" in (status, response.get("status")):
             reason = "max_output_tokens"
+        tier = response.get("service_tier")
         self._has_ended = True
-        name = str(response.get("model") or self._name)
-        yield turn_ended(name, usage, incomplete=str(reason) if reason else None)
+        yield turn_ended(
+            str(response.get("model") or self._name),
+            known_usage(response.get("usage")),
+            incomplete=stop_reason(reason) if reason else None,
+            service_tier=tier if isinstance(tier, str) else None,
+        )
 
     def finish(self) -> None:
         """Raise `ModelError` if the response was cut off."""
@@ -130,6 +239,7 @@ class ResponsesModel:
 
         Raises:
             ModelError: The service refuses the request, or its response is invalid.
+            RequestError: The request contains what the Responses API does not support.
         """
         body = _responses_body(request, self._service.model)
         reader = _ResponsesReader(self._service.model)

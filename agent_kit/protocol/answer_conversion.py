@@ -130,7 +130,8 @@ class ResponseConverter:
         reason = _REASONS.get((response.get("incomplete_details") or {}).get("reason") or "")
         end = _choice({"tool_calls": calls}, reason or "tool_calls") if calls else None
         end = end or _choice({}, reason or "stop")
-        end.update(model=response["model"], usage=chat_usage(response["usage"]))
+        usage = response["usage"] and chat_usage(response["usage"])
+        end.update(model=response["model"], usage=usage)
         return [{**end, "custom_outputs": response.get("custom_outputs")}]
 
     def _on_failure(self, event: Fields) -> list[Chunk]:

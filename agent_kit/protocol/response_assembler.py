@@ -366,6 +366,7 @@ class ResponseAssembler:
         self.items = StreamingItems(self.outbox)
         self.fields: dict[str, Any] = new_response(request, response_id)
         self.model_is_open = request.model is None
+        self.usage_is_known = True
         self.ended = False
 
     @property
@@ -375,7 +376,7 @@ class ResponseAssembler:
 
     @property
     def usage(self) -> dict[str, Any] | None:
-        """The token counts so far, None if no model has reported any."""
+        """The token counts that were reported so far, None if there are none."""
         return self.fields["usage"]
 
     def start(self) -> list[Event]:
@@ -484,6 +485,10 @@ class ResponseAssembler:
         fields = self.fields
         fields["incomplete_details"] = add_response(self.items, response)
         fields["usage"] = total_usage(self.usage, response)
+        # A turn of unknown usage leaves the total unknown; a missing field means nothing.
+        self.usage_is_known &= response.get("usage", {}) is not None
+        if isinstance(response.get("service_tier"), str):
+            fields["service_tier"] = response["service_tier"]
         if isinstance(response.get("model"), str) and self.model_is_open:
             fields["model"] = response["model"]
         if isinstance(response.get("metadata"), dict):
@@ -516,7 +521,8 @@ class ResponseAssembler:
 
     def _end(self, kind: str, status: str, error: dict[str, Any] | None = None) -> None:
         self.ended = True
-        self.fields.update(status=status, error=error, usage=self.usage or complete_usage(None))
+        usage = (self.usage or complete_usage(None)) if self.usage_is_known else None
+        self.fields.update(status=status, error=error, usage=usage)
         if status == "completed":
             self.fields["completed_at"] = int(time.time())
         elif status != "incomplete":

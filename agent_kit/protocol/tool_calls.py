@@ -33,7 +33,7 @@ def _read_chunk(chunk: Any) -> _Chunk:
     chunk = plain(chunk)
     if not isinstance(chunk, dict):
         raise AgentOutputError(f"a tool call is an object; got {described(chunk)}")
-    kind = "custom" if "custom" in chunk else "function"
+    kind = "function" if chunk.get("custom") is None else "custom"
     fields = plain(chunk.get(kind) or {})
     if not isinstance(fields, dict):
         raise AgentOutputError(f"the {kind!r} of a tool call is an object; got {described(chunk)}")

@@ -37,7 +37,12 @@ class RequestError(Exception):
         code: A short name that a program can test for.
         status: The HTTP status.
         type: The class of the error.
+
+    Attributes:
+        retry_after: When to try again, as in the header `Retry-After`; used with 429 and 503.
     """
+
+    retry_after = "5"
 
     def __init__(
         self,
@@ -55,6 +60,10 @@ class RequestError(Exception):
     def body(self) -> dict[str, Any]:
         """Return the error as the body of a response."""
         return error_body(self.message, type=self.type, param=self.param, code=self.code)
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers of the error's response, names in lower case."""
+        return {"retry-after": self.retry_after} if self.status in (429, 503) else {}
 
 # %% ../../nbs/protocol/10_wire.ipynb #b3cf9312
 Kinds: TypeAlias = type | tuple[type, ...]

@@ -22,6 +22,9 @@ from ..store.responses import NewResponse, add_responses
 from ..store.runs import RunStart, record_heartbeat
 
 # %% ../../nbs/runs/50_durable_run.ipynb #6d16c760
+_STOP_SECONDS = 0.5
+
+
 class RunHub:
     """The runs in progress of this process, by the ids of their responses.
 
@@ -55,13 +58,18 @@ class RunHub:
         """Wait for the runs of this event loop; stop those left after `patience` seconds."""
         loop = asyncio.get_running_loop()
         mine = [each for each in self.live.values() if each.is_on(loop)]
-        tasks = [each.task for each in mine if each.task]
-        if not tasks:
-            return
-        await asyncio.wait(tasks, timeout=patience)
+        await _wait_for(mine, patience)
         for each in mine:
-            each.abandon()
-        await asyncio.wait(tasks)
+            each.stop()
+        await _wait_for(mine, _STOP_SECONDS)
+        for each in mine:
+            each.run.abandon()  # which does nothing with those that have ended
+        await _wait_for(mine, None)
+
+
+async def _wait_for(runs: list["DurableRun"], seconds: float | None) -> None:
+    if tasks := [run.task for run in runs if run.task]:
+        await asyncio.wait(tasks, timeout=seconds)
 
 # %% ../../nbs/runs/50_durable_run.ipynb #8d9a6211
 _logger = logging.getLogger(__name__)
@@ -154,7 +162,11 @@ class DurableRun:
         Args:
             store_first: Whether its beginning is stored before this method returns.
         """
-        await self.hub.register()
+        try:
+            await self.hub.register()
+        except BaseException:
+            self.run.place.release()
+            raise
         self.new.body = body = self.assembler.body
         start = RunStart(self.new, self.hub.worker, self.restart_data)
         self.log = log = RunLog(self.hub.database, start, self.run.cancel, self.base)
@@ -163,8 +175,9 @@ class DurableRun:
             try:
                 await log.start()
             except BaseException:
-                self.hub.live.pop(body["id"], None)
+                self._close(log)
                 raise
+        self.run.on_abandoned = self._end_abandoned
         self.task = asyncio.create_task(self._record(log))
         self.task.add_done_callback(_log_failure)
         return log
@@ -173,7 +186,7 @@ class DurableRun:
         """Return whether this run is executed in an event loop."""
         return self.log is not None and self.log.loop is loop
 
-    def abandon(self) -> None:
+    def stop(self) -> None:
         """Stop the run because the process ends: another worker may run it again."""
         if self.restart_data and self.log:
             self.log.abort(RunLost("the process ended"))
@@ -188,14 +201,32 @@ class DurableRun:
                 await self.run.stream(log)
             except asyncio.CancelledError as error:
                 stopped = error
+            if self.task is not asyncio.current_task():
+                return  # the run was abandoned, and `_record_abandoned` has stored its end
             if log.opened or not self.run.cancelled:
                 body = self.assembler.body
                 await log.finish(body, self._appended(body))
             if stopped:
                 raise stopped
         finally:
-            log.close()
-            self.hub.live.pop(self.new.body["id"], None)
+            self._close(log)
+
+    def _end_abandoned(self, events: list[dict[str, Any]]) -> None:
+        if self.log:
+            self.task = self.log.loop.create_task(self._record_abandoned(self.log, events))
+            self.task.add_done_callback(_log_failure)
+
+    async def _record_abandoned(self, log: RunLog, events: list[dict[str, Any]]) -> None:
+        try:
+            await log.write(events)
+            await log.finish(self.assembler.body, None)
+        finally:
+            self._close(log)
+
+    def _close(self, log: RunLog) -> None:
+        log.close()
+        self.hub.live.pop(self.new.body["id"], None)
+        self.run.place.release()
 
     def _appended(self, body: dict[str, Any]) -> Appended | None:
         if self.conversation_id is None or body["status"] not in ("completed", "incomplete"):
@@ -227,6 +258,8 @@ class DurableRun:
         if self.background or not (self.task and self.log):
             return
         self.task.cancel()
+        await asyncio.wait([self.task], timeout=_STOP_SECONDS)
+        self.run.abandon()
         await asyncio.wait([self.task])
         if sink.opened and not self.log.error:
             async for lines in self.log.follow(sink.sent - 1):

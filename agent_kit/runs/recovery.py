@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import anyio.to_thread
 import orjson
 
 from ..context import RequestContext
@@ -58,7 +59,7 @@ class RestoredAssembler(ResponseAssembler):
 _logger = logging.getLogger(__name__)
 _LOST = "The worker that ran this response ended before its answer. Send the request again."
 _MAX_ATTEMPTS = 3
-_END_SECONDS = 3.0
+_END_SECONDS = 2.0
 _CONTEXT_FIELDS = (
     *("request_id", "task", "user", "owner", "conversation_id", "session_id", "body"),
 )
@@ -111,8 +112,8 @@ class Recovery:
         if self._loop is asyncio.get_running_loop():
             self._loop = None
         if last:
-            await asyncio.to_thread(self.supervisor.stop)
-            await asyncio.to_thread(self.hub.database.close)
+            await anyio.to_thread.run_sync(self.supervisor.stop)
+            await anyio.to_thread.run_sync(self.hub.database.close)
 
     def restart_data(self, continuation: Continuation, context: RequestContext) -> bytes | None:
         """Return what another worker needs to run a request again, None if it must not."""

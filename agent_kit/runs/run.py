@@ -9,13 +9,15 @@ __all__ = ['failure_listener', 'RunFailed', 'explain_failure', 'Sink', 'Run']
 import asyncio
 import contextvars
 import logging
+import re
 import traceback
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
 from ..context import RequestContext, use_context
@@ -25,6 +27,7 @@ from ..protocol import Request, RequestError, ResponsesRequest
 from ..protocol.assembler import Assembler
 from ..protocol.mcp_calls import McpCalls
 from ..redaction import redact
+from .admission import Place
 from .handlers import Registry, iterate
 from ..tracing import RequestTrace, Status
 
@@ -47,6 +50,12 @@ class RunFailed(Exception):
         self.failure = failure
 
 
+def _with_retry_after(failure: RequestError, retry_after: str | None) -> RequestError:
+    if retry_after and re.fullmatch(r"[A-Za-z0-9 ,:+-]{1,40}", retry_after):
+        failure.retry_after = retry_after
+    return failure
+
+
 def explain_failure(error: BaseException, request_id: str) -> RequestError:
     """Return the error that the caller of a failed run gets."""
     if isinstance(error, RequestError):
@@ -54,11 +63,13 @@ def explain_failure(error: BaseException, request_id: str) -> RequestError:
     if isinstance(error, HTTPException):
         status = error.status_code
         kind = "invalid_request_error" if status < 500 else "server_error"
-        return RequestError(str(error.detail), status=status, type=kind, code=f"http_{status}")
+        failure = RequestError(str(error.detail), status=status, type=kind, code=f"http_{status}")
+        return _with_retry_after(failure, Headers(error.headers).get("retry-after"))
     if isinstance(error, ModelError):
         # A provider that refuses the kit's own key is not the caller's fault: 401 becomes 502.
         status = error.status if error.status in (400, 404, 413, 429, 503, 504) else 502
-        return RequestError(error.message, status=status, type="model_error", code=error.code)
+        failure = RequestError(error.message, status=status, type="model_error", code=error.code)
+        return _with_retry_after(failure, getattr(error, "retry_after", None))
     message = f"The agent failed. The server's log has the details of request {request_id}."
     return RequestError(message, status=500, type="server_error", code="server_error")
 
@@ -86,9 +97,10 @@ async def _write(sink: Sink | None, events: list[dict[str, Any]]) -> None:
 
 
 _STOPPED = "The server stopped before the answer was complete."
+_ABANDON_SECONDS = 2.0
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """One run of an agent for one request; drive it once, by `answer` or by `stream`.
 
@@ -99,7 +111,9 @@ class Run:
         context: The context of the caller.
         trace: The trace of the request.
         threads: The threads in which sync functions run.
+        place: The place of this run among those in progress.
         cancelled: Whether the caller gets nothing more.
+        on_abandoned: Called with the last events of a run that was abandoned.
 
     Raises:
         RunFailed: It failed before the caller received anything; a later failure becomes the last
@@ -112,8 +126,11 @@ class Run:
     context: RequestContext
     trace: RequestTrace
     threads: Executor
+    place: Place = field(default_factory=Place)
     cancelled: bool = False
-    _task: asyncio.Task[Any] | None = None
+    on_abandoned: Callable[[list[dict[str, Any]]], None] | None = None
+    task: asyncio.Task[Any] | None = field(default=None, repr=False)
+    _is_abandoned: bool = False
 
     async def answer(self) -> dict[str, Any]:
         """Run the agent to its end and return the body of its answer."""
@@ -127,28 +144,57 @@ class Run:
     def cancel(self) -> None:
         """Stop the run: its function is closed, its caller gets nothing more."""
         self.cancelled = True
-        if self._task:
-            self._task.cancel()
+        if self.task:
+            self.task.cancel()
+            self.task.get_loop().call_later(_ABANDON_SECONDS, self.abandon)
 
     client_left = cancel  # only the caller can ask for this answer
 
+    def abandon(self) -> None:
+        """End the run for its caller, although its function ignores that it was cancelled."""
+        task, self.task = self.task, None
+        if task is None:
+            return
+        # The loop would wait for it at its end. https://docs.python.org/3/library/asyncio-extending.html
+        asyncio._unregister_task(task)
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        request_id = self.context.request_id
+        _logger.warning("Request %s: the agent ignores its cancellation; abandoned.", request_id)
+        events = self.assembler.cancel() if self.cancelled else self.assembler.fail(_STOPPED)
+        self._finish_trace("CANCELLED", None if self.cancelled else _STOPPED)
+        self.cancelled = self._is_abandoned = True
+        self.place.release()
+        if self.on_abandoned:
+            self.on_abandoned(events)
+
     async def _drive(self, sink: Sink | None) -> None:
-        self._task = asyncio.current_task()
+        self.task = asyncio.current_task()
         with use_context(self.context), self.trace.activate():
             try:
                 await self._produce(sink)
-            except asyncio.CancelledError:
-                await self._end_cancelled(sink)
-            except (Exception, SystemExit) as error:
-                await self._end_failed(model_failure(error) or error, sink)
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                if not self._is_abandoned:
+                    await self._end(error, sink)
             else:
                 self._finish_trace("OK")
             finally:
-                self._task = None
+                self.task = None
+                self.place.release()
 
-    async def _produce(self, sink: Sink | None) -> None:
+    async def _end(self, error: BaseException, sink: Sink | None) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            await self._end_cancelled(sink)
+        else:
+            await self._end_failed(model_failure(error) or error, sink)
+
+    def _raise_if_cancelled(self) -> None:
         if self.cancelled:
             raise asyncio.CancelledError
+
+    async def _produce(self, sink: Sink | None) -> None:
+        self._raise_if_cancelled()
         model = getattr(self.request, "model", None)
         handler = self.registry.find(streamed=sink is not None, model=model)
         if handler is None:
@@ -160,6 +206,7 @@ class Run:
         if handler is self.registry.stream_handler or _is_stream(value):
             await self._produce_chunks(iterate(value, self.threads), reader, sink)
         else:
+            self._raise_if_cancelled()
             await _write(sink, self.assembler.result(reader.read_all(value) if reader else value))
         for chunk in reader.finish() if reader else ():
             await _write(sink, self.assembler.add(chunk))
@@ -170,16 +217,16 @@ class Run:
     ) -> None:
         async with aclosing(produced) as values:
             async for value in values:
-                if self.cancelled:
-                    raise asyncio.CancelledError
+                self._raise_if_cancelled()
                 for chunk in reader.read(value) if reader else (value,):
                     await _write(sink, self.assembler.add(chunk))
+        self._raise_if_cancelled()
 
     async def _end_cancelled(self, sink: Sink | None) -> None:
         opened = sink if sink and sink.opened else None
         if self.cancelled:
-            if self._task:
-                self._task.uncancel()
+            if self.task:
+                self.task.uncancel()
             events = self.assembler.cancel()
             self._finish_trace("CANCELLED")
             return await _write(opened, events)

@@ -6,6 +6,7 @@
 __all__ = ['AnyRun', 'AgentService']
 
 # %% ../../nbs/runs/95_service.ipynb #a95e0004
+import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,6 +22,7 @@ from agent_kit.protocol import (
 from ..protocol.assembler import make_assembler
 from ..protocol.mcp_calls import McpCalls, expand_mcp_calls
 from ..protocol.response_assembler import ResponseAssembler
+from .admission import Admission
 from .durable_run import DurableRun
 from .handlers import Registry
 from .history import Continuation, History, continue_request, owner_of
@@ -49,6 +51,7 @@ def _traced_inputs(body: Mapping[str, Any]) -> dict[str, Any]:
 
 # %% ../../nbs/runs/95_service.ipynb #ec691f30
 AnyRun = Run | DurableRun
+_STOP_SECONDS = 0.5
 
 
 class AgentService:
@@ -75,6 +78,8 @@ class AgentService:
         self.recovery = state and Recovery(
             state.hub, settings.store, self.prepare_run, lambda: self.find_registry().resumable
         )
+        server = settings.server
+        self.admission = Admission(server.max_runs, server.max_runs_per_user)
         self._threads: ThreadPoolExecutor | None = None
 
     @property
@@ -100,7 +105,19 @@ class AgentService:
         if self.recovery:
             await self.recovery.stop(last=last)
         if last:
+            await self._end_plain_runs()
             self.close()
+
+    async def _end_plain_runs(self) -> None:
+        """Give the runs that the server has cancelled a moment to end, and abandon the others."""
+        loop = asyncio.get_running_loop()
+        runs = [place.run for place in self.admission.places if place.run]
+        tasks = [run.task for run in runs if run.task and run.task.get_loop() is loop]
+        if tasks:
+            await asyncio.wait(tasks, timeout=_STOP_SECONDS)
+        for run in runs:
+            if run.task in tasks:
+                run.abandon()
 
     def close(self) -> None:
         """Release the threads; the next request creates new ones."""
@@ -124,11 +141,25 @@ class AgentService:
             history: The history that the caller remembers; by default it is read from the store.
 
         Raises:
-            RequestError: The request is not valid, or its context does not exist.
+            RequestError: The request is not valid, or its context does not exist, or there are
+                too many runs.
             StoreError: The store cannot be read.
         """
         request = parse_request(task, data)
         context.body = data
+        place = await self.admission.admit(owner_of(context) if self.admission.per_user else "")
+        try:
+            opened = await self._open(task, request, context, history)
+        except BaseException:
+            place.release()
+            raise
+        run = opened.run if isinstance(opened, DurableRun) else opened
+        run.place, place.run = place, run
+        return opened
+
+    async def _open(
+        self, task: str, request: Request, context: RequestContext, history: History | None
+    ) -> AnyRun:
         has_context = self.state is not None or history is not None
         if not (has_context and isinstance(request, ResponsesRequest)):
             refuse_state(request)

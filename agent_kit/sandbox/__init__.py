@@ -22,6 +22,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+import anyio.to_thread
+
 from .process import READY, Limits, LockedPython, locked_python
 
 _all_ = ["Limits"]
@@ -417,7 +419,7 @@ async def run_python_async(
     code: str, limits: Limits | None = None, *, engine: str | None = None
 ) -> Execution:
     """As `run_python`, without blocking the event loop; cancellation kills the child at once."""
-    source, engine = await asyncio.to_thread(_check, code, engine)
+    source, engine = await anyio.to_thread.run_sync(_check, code, engine, abandon_on_cancel=True)
     place = _queue.enter()
     try:
         await asyncio.wrap_future(place)

@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
+import anyio.to_thread
 from fastapi import FastAPI
 
 from ..protocol import TASKS
@@ -86,6 +87,8 @@ def _uvicorn_options(server: ServerSettings) -> dict[str, Any]:
         # A message over the limit is refused with an error; one far over it ends its connection.
         "ws_max_size": 2 * server.max_body_bytes,
         "ws_per_message_deflate": False,
+        "http": "agent_kit.server.connections:HttpConnection",
+        "ws": "agent_kit.server.connections:SocketConnection",
         "access_log": False,
         "server_header": False,
         "proxy_headers": trusts_forwarded(server),
@@ -181,7 +184,7 @@ class AgentServer:
             _tune_collector()
             self.service.start()
             yield
-        await asyncio.to_thread(close_tracing, _CLOSE_TRACING_SECONDS)
+        await anyio.to_thread.run_sync(close_tracing, _CLOSE_TRACING_SECONDS)
 
     def run(
         self,
@@ -370,6 +373,10 @@ def run_server(
     host, port = host or settings.server.host, settings.server.port if port is None else port
     workers = settings.server.workers if workers is None else workers
     _check_start(host, port, workers, reload)
+    if os.getpid() == 1:
+        from agent_kit.server.processes import fork_from_init
+
+        fork_from_init()
     if reload or workers > 1:  # the processes that import the application read it there
         os.environ.update(AGENT_KIT_SERVER_HOST=host, AGENT_KIT_SERVER_PORT=str(port))
     address: dict[str, Any] = {"host": host, "port": port}
@@ -381,9 +388,10 @@ def run_server(
     server = load_server(import_string)  # here too: workers cannot report why they do not start
     server.check()
     server.service.bind(host, port)
-    import uvicorn
+    from agent_kit.server import processes
 
-    uvicorn.run(import_string if workers > 1 else server.app, **address, workers=workers, **options)
+    app = import_string if workers > 1 else server.app
+    processes.serve(app, **address, workers=workers, **options)
 
 # %% ../../nbs/server/90_server.ipynb #d0a6f969
 def parse_server_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

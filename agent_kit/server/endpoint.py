@@ -190,12 +190,13 @@ class SseSink:
             await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
     def _on_timer(self) -> None:
-        silent = self._loop.time() - self._last_write
-        if self.opened and silent >= _KEEP_ALIVE_SECONDS:
+        wait = self._last_write + _KEEP_ALIVE_SECONDS - self._loop.time()
+        if self.opened and wait <= 0:
             self._frames.append(b": keep-alive\n\n")
         if not self.opened or self._frames:
             self._flusher = self._loop.create_task(self._flush())
-        self._timer = self._loop.call_later(_KEEP_ALIVE_SECONDS, self._on_timer)
+            wait = _KEEP_ALIVE_SECONDS
+        self._timer = self._loop.call_later(wait, self._on_timer)
 
 # %% ../../nbs/server/30_endpoint.ipynb #6dc02bac
 _WATCH_AFTER_SECONDS = 0.05
@@ -243,6 +244,11 @@ async def _send_json(send: Send, status: int, body: object, headers: Headers) ->
     await send({"type": "http.response.body", "body": payload})
 
 
+async def _send_error(send: Send, error: RequestError, headers: Headers) -> None:
+    own = [(name.encode(), value.encode()) for name, value in error.headers().items()]
+    await _send_json(send, error.status, error.body(), [*own, *headers])
+
+
 class AgentEndpoint:
     """An ASGI application that answers requests to an agent.
 
@@ -272,10 +278,9 @@ class AgentEndpoint:
                 await respond(run, send, response_headers)
         except RequestError as error:
             log_server_error(f"Request {request_id}", error)
-            await _send_json(send, error.status, error.body(), response_headers)
+            await _send_error(send, error, response_headers)
         except RunFailed as error:
-            failure = error.failure
-            await _send_json(send, failure.status, failure.body(), response_headers)
+            await _send_error(send, error.failure, response_headers)
         except ClientDisconnect:
             return
 

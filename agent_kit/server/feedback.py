@@ -7,6 +7,9 @@ __all__ = ['FeedbackRequest', 'FeedbackRoutes']
 
 # %% ../../nbs/server/60_feedback.ipynb #75e62f48
 import asyncio
+import logging
+import threading
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -18,6 +21,7 @@ from starlette.responses import Response
 from ..context import RequestContext
 from ..protocol import RequestError
 from ..protocol.wire import missing
+from ..redaction import redact
 from ..runs.history import owner_of
 from ..runs.service import AgentService
 from .app import json_body
@@ -82,6 +86,9 @@ def _parse(body: dict[str, Any]) -> FeedbackRequest:
     return feedback
 
 # %% ../../nbs/server/60_feedback.ipynb #92c03670
+_logger = logging.getLogger(__name__)
+
+
 def _trace_owner(trace_id: str, settings: Settings) -> str:
     with suppress(TraceNotFoundError):
         return trace_tree(trace_id)[0]["attributes"].get(OWNER_ATTRIBUTE, "")
@@ -103,17 +110,29 @@ def _store(
     trace_id: str, feedback: FeedbackRequest, context: RequestContext, settings: Settings
 ) -> str:
     """Store the feedback and return the id of the assessment; blocks."""
-    if _trace_owner(trace_id, settings) != context.owner:
-        raise TraceNotFoundError("a trace of another user")
-    assessment = feedback.model_dump(include={"value", "comment", "name"})
-    return log_feedback(trace_id, **assessment, user=context.user)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if _trace_owner(trace_id, settings) != context.owner:
+            raise TraceNotFoundError("a trace of another user")
+        assessment = feedback.model_dump(include={"value", "comment", "name"})
+        return log_feedback(trace_id, **assessment, user=context.user)
+    except MlflowException as error:
+        _logger.warning("Feedback on %s cannot be stored: %s", trace_id, redact(str(error)))
+        raise TimeoutError(f"MLflow has not stored the feedback on {trace_id}") from None
 
 # %% ../../nbs/server/60_feedback.ipynb #66abe6df
+_MAX_THREADS = 4
+_STORE_SECONDS = 40.0
+_PAUSE_SECONDS = 0.05
+
+
 class FeedbackRoutes:
     """The route that stores feedback."""
 
     def __init__(self, service: AgentService) -> None:
         self._service = service
+        self._free = threading.Semaphore(_MAX_THREADS)
 
     def router(self) -> APIRouter:
         """Return the route."""
@@ -138,7 +157,7 @@ class FeedbackRoutes:
         context = RequestContext(request_id="", headers=request.headers)
         trace_id = feedback.trace_id or await self._find_trace(feedback.response_id, context)
         try:
-            assessment_id = await asyncio.to_thread(_store, trace_id, feedback, context, settings)
+            assessment_id = await self._store(trace_id, feedback, context)
         except TraceNotFoundError:
             message, code = f"There is no trace {trace_id!r}.", "trace_not_found"
             raise RequestError(message, param="trace_id", code=code, status=404) from None
@@ -147,6 +166,27 @@ class FeedbackRoutes:
             code = "mlflow_unavailable"
             raise RequestError(message, type="server_error", code=code, status=503) from None
         return JsonResponse({"trace_id": trace_id, "assessment_id": assessment_id})
+
+    async def _store(
+        self, trace_id: str, feedback: FeedbackRequest, context: RequestContext
+    ) -> str:
+        """Call `_store` in a thread; raise TimeoutError if it takes too long."""
+        outcome: Future[str] = Future()
+        outcome.set_running_or_notify_cancel()
+
+        def store() -> None:
+            try:
+                outcome.set_result(_store(trace_id, feedback, context, self._service.settings))
+            except BaseException as error:
+                outcome.set_exception(error)
+            finally:
+                self._free.release()
+
+        async with asyncio.timeout(_STORE_SECONDS):
+            while not self._free.acquire(blocking=False):  # noqa: ASYNC110 (released in threads)
+                await asyncio.sleep(_PAUSE_SECONDS)
+            threading.Thread(target=store, name="feedback", daemon=True).start()
+            return await asyncio.wrap_future(outcome)
 
     async def _find_trace(self, response_id: str | None, context: RequestContext) -> str:
         if self._service.state is None:

@@ -16,7 +16,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -43,7 +43,7 @@ class JsonResponse(Response):
 
 def error_response(error: RequestError, headers: Any = None) -> JsonResponse:
     """Return the response to a request that failed."""
-    return JsonResponse(error.body(), error.status, headers)
+    return JsonResponse(error.body(), error.status, error.headers() | dict(headers or {}))
 
 
 def log_server_error(request: str, error: RequestError) -> None:
@@ -57,6 +57,9 @@ def log_server_error(request: str, error: RequestError) -> None:
         _logger.error("%s failed: %s", request, error)
 
 # %% ../../nbs/server/20_middleware.ipynb #1974400f
+_CLIENT_CLOSED_REQUEST = 499
+
+
 def add_error_handlers(app: FastAPI) -> None:
     """Give every error response of an application the same form."""
 
@@ -75,6 +78,9 @@ def add_error_handlers(app: FastAPI) -> None:
         log_server_error(f"{request.method} {request.url.path}", error)
         return error_response(error)
 
+    async def on_disconnect(request: Request, error: Exception) -> Response:
+        return Response(status_code=_CLIENT_CLOSED_REQUEST)  # nobody reads it
+
     async def on_validation(request: Request, error: Any) -> Response:
         first = error.errors()[0]
         place, *path = map(str, first["loc"])
@@ -91,6 +97,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestError, on_request)
     app.add_exception_handler(RequestValidationError, on_validation)
+    app.add_exception_handler(ClientDisconnect, on_disconnect)
     app.add_exception_handler(Exception, on_failure)
 
 # %% ../../nbs/server/20_middleware.ipynb #51a919d9

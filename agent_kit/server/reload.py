@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import anyio.to_thread
+
 from agent_kit.server.notebook_export import (
     ExportError,
     explain_error,
@@ -106,7 +108,7 @@ class _Watch:
     async def export(self) -> None:
         """Export the notebooks; report what was written, or where the error is."""
         try:
-            for module in await asyncio.to_thread(export_notebooks, self._project_dir):
+            for module in await anyio.to_thread.run_sync(export_notebooks, self._project_dir):
                 _report(f"exported {short_path(module)}")
         except ExportError as error:
             _report(f"not exported, the modules stay as they are:\n{error}")
@@ -143,6 +145,8 @@ def run_generation() -> None:
     """Serve one generation of an app until told to stop; `_Generation.start` is the other side."""
     import uvicorn
 
+    from agent_kit.server.processes import MARGIN_SECONDS, end_within
+
     class ReportingServer(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
@@ -162,6 +166,7 @@ def run_generation() -> None:
 
     def end_with_supervisor() -> None:
         lifeline.recv(1)
+        end_within((arguments["options"].get("timeout_graceful_shutdown") or 0) + MARGIN_SECONDS)
         os.kill(os.getpid(), signal.SIGTERM)
 
     arguments = json.loads(sys.argv[1])

@@ -99,7 +99,8 @@ class Channel:
 
     async def send_error(self, error: RequestError) -> None:
         """Send an error as an event."""
-        details = {**error.body()["error"], "headers": {"x-request-id": self.request_id}}
+        headers = {"x-request-id": self.request_id, **error.headers()}
+        details = {**error.body()["error"], "headers": headers}
         await self.send(dump_json({"type": "error", "status": error.status, "error": details}))
 
 # %% ../../nbs/server/65_websocket.ipynb #59de96fd

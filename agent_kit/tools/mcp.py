@@ -17,6 +17,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import anyio.to_thread
+
 from ..databricks import databricks_headers, databricks_host
 from ..models.service import FreshHeaders, Headers
 from ..redaction import redact
@@ -136,7 +138,7 @@ class McpServer:
         from mcp.shared._httpx_utils import create_mcp_http_client
 
         async with AsyncExitStack() as stack:
-            target = await asyncio.to_thread(self.locate)
+            target = await anyio.to_thread.run_sync(self.locate, abandon_on_cancel=True)
             if isinstance(target, str):
                 auth = FreshHeaders(self.headers) if self.headers else None
                 http = await stack.enter_async_context(create_mcp_http_client(auth=auth))

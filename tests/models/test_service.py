@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import threading
 
 import pytest
@@ -19,6 +20,7 @@ from support.model_stand_in import ModelStandIn, Refusal, Turn
 from agent_kit.databricks import get_workspace_client
 from agent_kit.models import create_model
 from agent_kit.models.interface import ModelError, ModelRequest
+from agent_kit.protocol import RequestError
 from agent_kit.settings import load_settings
 
 PROMPT = [{"role": "user", "content": "What is 17*23?"}]
@@ -274,9 +276,9 @@ def test_a_conversation_reaches_the_responses_api():
 
 
 def test_what_chat_completions_cannot_express_is_refused():
-    with pytest.raises(ModelError, match="tools") as caught:
+    with pytest.raises(RequestError, match="tools") as caught:
         ask(["never"], tools=[{"type": "web_search"}])
-    assert caught.value.status == 400
+    assert (caught.value.status, caught.value.param) == (400, "tools[0]")
 
 
 def test_the_key_is_sent_and_connections_are_reused():
@@ -384,7 +386,7 @@ def test_calls_with_unusual_indexes(index):
 
 
 def test_further_choices_and_logprobs():
-    likely = [{"token": "391", "logprob": -0.1, "top_logprobs": []}]
+    likely = [{"token": "391", "bytes": [51, 57, 49], "logprob": -0.1, "top_logprobs": []}]
     chunks = [
         {"choices": [{"index": 1, "delta": {"content": "another"}}]},
         {"choices": [{"delta": {"content": "391"}, "logprobs": {"content": likely}}]},
@@ -439,11 +441,14 @@ def test_a_temporary_error_is_retried():
         ['data: {"choices": [{"delta": {"content": 5}}]}\n\n'],
         ['data: {"choices": [{"delta": {"tool_calls": "x"}}]}\n\n'],
         ['data: {"choices": [{"delta": {"tool_calls": [{"index": 0}]}}]}\n\n'],
-        ['data: {"usage": {"prompt_tokens": "many"}}\n\n'],
+        ['data: {"choices": [{"delta": {"tool_calls": [{"function": 5}]}}]}\n\n'],
+        ['data: {"usage": {"prompt_tokens": 5}}\n\n'],
         ['data: {"type": "response.completed", "response": 5}\n\n'],
-        [
-            'data: {"type": "response.completed", "response": {"usage": 5}, "choices": []}\n\n',
-        ],
+        ['data: {"type": "response.completed", "response": {"output": 5}}\n\n'],
+        ['data: {"type": "response.completed", "response": {"output": [5]}}\n\n'],
+        ['data: {"type": "response.output_text.delta", "delta": 5}\n\n'],
+        ['data: {"type": "response.output_item.done", "item": {"type": "message"}}\n\n'],
+        ['data: {"choices": []}\n\n', "data: [DONE]\n\n"],
         ["data: [DONE]\n\n"],
         [": nothing\n\n"],
     ],
@@ -528,6 +533,472 @@ def test_stopping_closes_the_connection_at_once(provider, how):
     with ModelStandIn([Turn("word " * 500, pause=0.02)]) as service:
         asyncio.run(stop(model_at(service.url, provider)))
         assert service.gone.wait(5)
+
+
+# --- services with habits of their own
+
+
+def frame(value):
+    return f"data: {json.dumps(value)}\n\n"
+
+
+def delta(finish=None, **fields):
+    return {"choices": [{"delta": fields, "finish_reason": finish}]}
+
+
+def done(item, **more):
+    return {"type": "response.output_item.done", "item": item, **more}
+
+
+def ending(*output, status="completed", **fields):
+    response = {"status": status, "output": list(output), **fields}
+    return {"type": f"response.{status}", "response": response}
+
+
+def message(text="391", **fields):
+    part = {"type": "output_text", "text": text}
+    return {"type": "message", "role": "assistant", "content": [part], **fields}
+
+
+def ask_each(turns, provider="openai"):
+    """Return the events or the error of each turn."""
+
+    async def each(model):
+        results = []
+        for _ in turns:
+            try:
+                results.append(await collect(model))
+            except ModelError as error:
+                results.append(error)
+        return results
+
+    with ModelStandIn(turns) as service:
+        return asyncio.run(each(model_at(service.url, provider)))
+
+
+def word(provider, text):
+    if provider == "openai":
+        return delta(content=text)
+    return {"type": "response.output_text.delta", "delta": text}
+
+
+def last(provider, **fields):
+    if provider == "openai":
+        return {"choices": [{"delta": {}, "finish_reason": "stop"}], **fields}
+    return ending(**fields)
+
+
+def ask_in_frames(provider, *frames, **more):
+    frames = [each if isinstance(each, str) else frame(each) for each in frames]
+    return ask([Turn(frames=frames)], provider=provider, **more)[0]
+
+
+def types(events):
+    return [event["item"]["type"] for event in events if "item" in event]
+
+
+EMPTY_EVENTS = (
+    *("retry: 3000\n\n", ": ping\n\n", "id: 7\n\n", "data:\n\n", "data: \n\n", "\n\n"),
+    *("event: ping\n\n", ": a comment\nid: 7\nretry: 5\n\n", "other: field\n\n"),
+)
+
+
+@BOTH
+def test_events_without_data_are_ignored(provider):
+    first, second, end = map(frame, (word(provider, "It "), word(provider, "is"), last(provider)))
+    turns = [Turn(frames=[each, first, each, second, each, end]) for each in EMPTY_EVENTS]
+    for between, events in zip(EMPTY_EVENTS, ask_each(turns, provider), strict=True):
+        assert not isinstance(events, ModelError), between
+        assert text(events) == "It is"
+        assert events[-1]["type"] == "response.completed"
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        lambda stream: stream.replace("\n", "\r\n"),
+        lambda stream: stream.replace("\n", "\r"),
+        lambda stream: "\ufeff" + stream,
+        lambda stream: stream.removesuffix("\n\n"),
+        lambda stream: stream.replace(", ", ",\ndata: "),
+        lambda stream: stream.replace("data: ", "data:"),
+        lambda stream: stream.replace("data: ", "id: 1\nevent: message\ndata: "),
+        lambda stream: stream.replace("}}", '}, "score": NaN}'),
+    ],
+    ids=["crlf", "cr", "bom", "no-end", "lines", "no-space", "fields", "nan"],
+)
+def test_the_framing_of_a_stream_may_vary(provider, rewrite):
+    values = [word(provider, "It is \u2028 391"), word(provider, "."), last(provider)]
+    stream = rewrite("".join(map(frame, values)))
+    halves = [stream[:30], stream[30:31], stream[31:]]
+    assert text(ask_in_frames(provider, *halves)) == "It is \u2028 391."
+
+
+def test_half_a_surrogate_pair_in_a_chunk():
+    events = ask_in_frames("openai", delta(content="\ud83d"), delta("stop", content="\ude00"))
+    assert text(events) == "\ud83d\ude00"
+
+
+@pytest.mark.parametrize("reason", ["stop", "STOP", "eos_token", "", "end_turn", "stop_sequence"])
+def test_the_words_for_a_complete_response(reason):
+    events = ask_in_frames("openai", delta(content="391"), delta(reason))
+    assert events[-1]["type"] == "response.completed"
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        Turn(frames=[frame(delta(content="391")), "data: [DONE]\n\n"]),
+        Turn(frames=[json.dumps({"choices": [{"message": {"content": "391"}}]})], kind="text/json"),
+    ],
+)
+def test_a_marked_end_needs_no_finish_reason(turn):
+    events, _ = ask([turn])
+    assert text(events) == "391"
+    assert events[-1]["type"] == "response.completed"
+
+
+@pytest.mark.parametrize(
+    ("provider", "end"),
+    [
+        ("openai", frame(delta("stop"))),
+        ("openai", "data: [DONE]\n\n"),
+        ("openai-responses", frame(ending())),
+    ],
+)
+def test_a_connection_that_breaks_after_the_end(provider, end):
+    events, _ = ask([Turn(frames=[frame(word(provider, "391")), end], cut=True)], provider=provider)
+    assert text(events) == "391"
+    assert events[-1]["type"] == "response.completed"
+
+
+@pytest.mark.parametrize(
+    ("provider", "end"),
+    [("openai", "data: [DONE]\n\n"), ("openai-responses", frame(ending()))],
+)
+def test_a_connection_that_stays_open_after_the_end(provider, end):
+    closes = threading.Event()
+    turn = Turn(frames=[frame(word(provider, "391")), end], wait=closes)
+    with ModelStandIn([turn]) as service:
+        try:
+            model = model_at(service.url, provider, timeout_seconds="20")
+            events = asyncio.run(collect(model))
+        finally:
+            closes.set()
+    assert events[-1]["type"] == "response.completed"
+
+
+@pytest.mark.parametrize(
+    ("reported", "reason"),
+    [
+        ("model_length", "max_output_tokens"),
+        ("MAX_TOKENS", "max_output_tokens"),
+        ("sensitive", "content_filter"),
+        ({"type": "length"}, "max_output_tokens"),
+    ],
+)
+def test_the_words_for_an_incomplete_response(reported, reason):
+    call = {"index": 0, "function": {"name": "look", "arguments": '{"ci'}}
+    events = ask_in_frames("openai", delta(content="39", tool_calls=[call]), delta(reported))
+    assert events[-1]["response"]["incomplete_details"] == {"reason": reason}
+    assert not calls(events)
+    details = {"reason": reported}
+    if isinstance(reported, str):
+        last = ending(status="incomplete", incomplete_details=details)
+        events = ask_in_frames("openai-responses", last)
+        assert events[-1]["response"]["incomplete_details"] == {"reason": reason}
+
+
+@pytest.mark.parametrize("reason", ["error", "abort", "network_error", "of_another_kind"])
+def test_an_end_by_a_failure_is_an_error(reason):
+    call = {"index": 0, "function": {"name": "look", "arguments": "{}"}}
+    chunks = [delta(content="39", tool_calls=[call]), delta(reason), "data: [DONE]\n\n"]
+    for provider, frames in (
+        ("openai", chunks),
+        ("openai-responses", [ending(status="incomplete", incomplete_details={"reason": reason})]),
+    ):
+        with pytest.raises(ModelError, match=reason) as caught:
+            ask_in_frames(provider, *frames)
+        assert (caught.value.status, caught.value.code) == (502, "incomplete_answer")
+
+
+def test_the_error_of_a_choice_is_reported():
+    choice = {"delta": {}, "finish_reason": "error", "error": {"message": f"GPU, {KEY}"}}
+    error = fail(Turn(frames=[frame({"choices": [choice]})]))
+    assert "GPU" in error.message
+
+
+@pytest.mark.parametrize("status", ["failed", "cancelled"])
+def test_a_response_that_failed_without_an_error(status):
+    for turn in (
+        Turn(frames=[frame(ending(status=status))]),
+        Turn(frames=[json.dumps(ending(status=status)["response"] | {"object": "response"})]),
+    ):
+        turn.kind = "text/event-stream" if "type" in turn.frames[0][:9] else "application/json"
+        assert status in fail(turn, "openai-responses").message
+
+
+def test_an_older_function_call_is_a_call():
+    parts = [{"name": "look"}, {"arguments": '{"city":'}, {"arguments": ' "Rome"}'}]
+    chunks = [delta(function_call=part, content=None) for part in parts]
+    events = ask_in_frames("openai", *chunks, delta("function_call"))
+    (call,) = calls(events)
+    assert (call["name"], call["arguments"]) == ("look", '{"city": "Rome"}')
+
+
+def test_fields_without_a_value_and_numbers_as_ids():
+    function = {"name": "look", "arguments": "{}"}
+    call = {"index": 0, "id": 7, "type": "function", "function": function, "custom": None}
+    (found,) = calls(ask_in_frames("openai", delta(tool_calls=[call]), delta("tool_calls")))
+    assert found["call_id"] == "7"
+
+
+THOUGHT = {"type": "reasoning", "id": "rs_1", "summary": []}
+CALL = {"type": "function_call", "call_id": "call_1", "name": "look", "arguments": "{}"}
+
+
+@pytest.mark.parametrize(
+    ("before", "output", "expected"),
+    [
+        ([], [THOUGHT, message()], ["reasoning", "message"]),
+        ([done(THOUGHT)], [THOUGHT, message()], ["reasoning", "message"]),
+        ([done(THOUGHT, output_index=0)], [THOUGHT, CALL], ["reasoning", "function_call"]),
+        ([done(CALL), done(message())], [THOUGHT, CALL, message()], None),
+        ([done(CALL, output_index=0)], [CALL], ["function_call"]),
+        ([done({**CALL, "id": "fc_1"})], [{**CALL, "id": "fc_2"}], ["function_call"]),
+        ([done(message(id="a"), output_index=0)], [message(id="b")], ["message"]),
+        ([done(message())], [], ["message"]),
+    ],
+)
+def test_the_last_event_loses_and_repeats_no_item(before, output, expected):
+    events = ask_in_frames("openai-responses", *before, ending(*output))
+    assert types(events) == (expected or ["function_call", "message", "reasoning"])
+
+
+def test_an_item_of_the_last_event_ends_a_streamed_text():
+    first = {"type": "response.output_text.delta", "delta": "39", "item_id": "msg_1"}
+    events = ask_in_frames("openai-responses", first, ending(message(id="msg_1")))
+    assert types(events) == ["message"]
+
+
+ODD_USAGES = [
+    *(5, [5], {}, {"total_tokens": 5}, {"prompt_tokens": 5}, {"output_tokens": 5}),
+    *({"prompt_tokens": count, "completion_tokens": 2} for count in (-1, "5", [5], 2.5, {})),
+    *({"input_tokens": 2, "output_tokens": count} for count in (-1, "5", True, 1e400, None)),
+]
+
+
+@BOTH
+def test_tokens_that_cannot_be_counted_are_unknown(provider):
+    word_frame = frame(word(provider, "391"))
+    turns = [Turn(frames=[word_frame, frame(last(provider, usage=usage))]) for usage in ODD_USAGES]
+    for usage, events in zip(ODD_USAGES, ask_each(turns, provider), strict=True):
+        assert not isinstance(events, ModelError), usage
+        assert text(events) == "391"
+        assert events[-1]["response"]["usage"] is None, usage
+
+
+@BOTH
+def test_odd_details_of_a_usage_are_omitted(provider):
+    usage = {"input_tokens": 3.0, "output_tokens": 4, "total_tokens": "7", "cost": "5 $"}
+    usage["input_tokens_details"] = {"cached_tokens": "all"}
+    usage["output_tokens_details"] = 5
+    counts = ask_in_frames(provider, last(provider, usage=usage))[-1]["response"]["usage"]
+    assert (counts["input_tokens"], counts["total_tokens"]) == (3, 7)
+    assert counts["input_tokens_details"]["cached_tokens"] == 0
+
+
+@BOTH
+def test_the_tier_of_the_service_is_reported(provider):
+    events = ask_in_frames(provider, last(provider, service_tier="flex"))
+    assert events[-1]["response"]["service_tier"] == "flex"
+
+
+def test_unknown_items_and_parts_are_omitted(caplog):
+    box = {"type": "a_box_for_this_test", "id": "x"}
+    inner = {"type": "response.output_text.delta", "delta": "no", "item_id": "x"}
+    parts = [{"type": "a_part_for_this_test"}, {"type": "text", "text": "391"}]
+    odd = {"type": "response.content_part.added", "part": parts[0]}
+    event = {"type": "response.output_text.of_this_test"}
+    items = [box, message() | {"content": parts}]
+    frames = [{"type": "response.output_item.added", "item": box}, inner, odd, event]
+    for events in (
+        ask_in_frames("openai-responses", *frames, *map(done, items), ending(*items)),
+        ask_in_frames("openai-responses", ending(*items)),
+    ):
+        assert types(events) == ["message"]
+        assert "no" not in text(events)
+        (part,) = events[0]["item"]["content"]
+        assert part == {"type": "output_text", "text": "391"}
+    parts[0]["type"] = "another_part_for_this_test"
+    assert text(ask_in_frames("openai", delta(content=parts), delta("stop"))) == "391"
+    named = [record.args[1] for record in caplog.records if "unknown" in record.msg]
+    assert sorted(named) == sorted(
+        [box["type"], "a_part_for_this_test", event["type"], "another_part_for_this_test"]
+    )
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]},
+        {"type": "reasoning", "text": "Hm."},
+    ],
+)
+def test_a_part_with_reasoning_is_no_text(part):
+    events = ask_in_frames("openai", delta(content=[part]), delta("stop", content="391"))
+    assert text(events, "response.reasoning_text.delta") == "Hm."
+    assert text(events) == "391"
+
+
+# --- the reasons of a service
+
+
+REPORTED = [
+    {"error": {"message": "too hot", "code": "hot"}},
+    {"error": "too hot"},
+    {"error": {"message": "", "detail": "too hot"}},
+    {"error": None, "message": "too hot"},
+    {"error": True, "message": "too hot"},
+    {"object": "error", "message": "too hot", "type": "BadRequestError", "code": 400},
+    {"error_code": "BAD_REQUEST", "message": "too hot"},
+    {"detail": "too hot"},
+    {"detail": [{"loc": ["body", "heat"], "msg": "too hot", "type": "value_error"}]},
+    {"detail": {"error": {"message": "too hot"}}},
+    {"errors": [{"message": "too hot"}]},
+    {"errors": ["too hot"]},
+    {"message": {"detail": [{"msg": "too hot"}]}},
+    [{"error": {"code": 400, "message": "too hot", "status": "INVALID_ARGUMENT"}}],
+    "too hot",
+]
+
+
+@BOTH
+def test_every_form_of_an_error_becomes_the_reason(provider):
+    begun = frame(word(provider, "3"))
+    for reported in REPORTED:
+        as_text = reported if isinstance(reported, str) else json.dumps(reported)
+        turns = [
+            Refusal(400, body=reported, headers=AT_ONCE),
+            Turn(frames=[begun, f"event: error\ndata: {as_text}\n\n"]),
+        ]
+        if isinstance(reported, dict):
+            turns.append(Turn(frames=[begun, frame(reported)]))
+            turns.append(Turn(frames=[as_text], kind="application/json"))
+        errors = ask_each(turns, provider)
+        assert errors[0].status == 400
+        for error in errors:
+            assert isinstance(error, ModelError), reported
+            assert error.message.endswith(("reported: too hot", "reported: body.heat: too hot"))
+            assert error.status in (400, 502)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("reported", "status"),
+    [
+        ({"error": {"type": "overloaded_error", "message": "busy"}, "type": "error"}, 503),
+        ({"error": {"code": "429", "message": "busy"}}, 429),
+        ({"error_code": "REQUEST_LIMIT_EXCEEDED", "message": "busy"}, 429),
+        ({"error": {"code": 404, "message": "no such model"}}, 404),
+        ({"error": {"code": "context_length_exceeded", "message": "long"}}, 400),
+        ({"error": {"code": "99999999", "message": "odd"}}, 502),
+    ],
+)
+def test_the_status_of_an_error_within_the_stream(provider, reported, status):
+    error = fail(Turn(frames=[frame(word(provider, "3")), frame(reported)]), provider)
+    assert error.status == status
+    assert status != 404 or "some-model" in error.message
+
+
+def test_a_reason_without_content():
+    assert "nothing" in fail(Refusal(400, body="{}")).message
+    assert "nothing" in fail(Turn(frames=["event: error\n\n"])).message
+
+
+@BOTH
+@pytest.mark.parametrize("status", [429, 503])
+def test_the_time_to_try_again_is_passed_on(provider, status):
+    refusal = Refusal(status, headers=AT_ONCE | {"retry-after": "7"})
+    assert fail(refusal, provider).retry_after == "7"
+    assert fail(Refusal(status, headers=AT_ONCE), provider).retry_after is None
+
+
+# --- fields that a service refuses
+
+STRICT_TOOL = {
+    **TOOL,
+    "strict": True,
+    "parameters": {
+        "type": "object",
+        "properties": {"strict": {"type": "object", "additionalProperties": False}},
+        "additionalProperties": False,
+    },
+}
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("strict", {"detail": [{"loc": ["body", "tools", 0, "strict"], "msg": "Extra inputs"}]}),
+        ("additionalProperties", 'Unknown name "additionalProperties": Cannot find field.'),
+        ("parallel_tool_calls", {"error": "parallel_tool_calls isn't supported"}),
+        ("service_tier", {"message": "property 'service_tier' is unsupported"}),
+        ("prompt_cache_key", {"error_code": "BAD", "message": "prompt_cache_key: forbidden"}),
+    ],
+)
+def test_a_refused_field_is_omitted_from_then_on(provider, name, error):
+    field = re.compile(rf'"{name}": (?!{{"type")')  # not the parameter of that name
+
+    def picky(body):
+        return Refusal(422, body=error) if field.search(json.dumps(body)) else "391"
+
+    parameters = {"parallel_tool_calls": False, "service_tier": "auto", "prompt_cache_key": "a"}
+    more = {"tools": [STRICT_TOOL], "parameters": parameters}
+
+    async def twice(model):
+        return [text(await collect(model, **more)) for _ in range(2)]
+
+    with ModelStandIn([picky] * 3) as service:
+        assert asyncio.run(twice(model_at(service.url, provider))) == ["391", "391"]
+    assert len(service.requests) == 3
+    sent = service.requests[-1].body
+    others = {"strict", "additionalProperties", *parameters} - {name}
+    assert all(f'"{other}":' in json.dumps(sent) for other in others)
+    (tool,) = sent["tools"]
+    assert "strict" in tool.get("function", tool)["parameters"]["properties"]
+
+
+def test_refused_reasoning_is_omitted():
+    def picky(body):
+        refused = any("reasoning_content" in message for message in body["messages"])
+        return Refusal(400, "property 'reasoning_content' is unsupported") if refused else "Yes."
+
+    with ModelStandIn([picky] * 2) as service:
+        events = asyncio.run(collect(model_at(service.url), HISTORY))
+    assert text(events) == "Yes."
+    assert service.requests[-1].body["messages"][1]["tool_calls"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("stop", ["END"]), ("seed", 0), ("logit_bias", {"5": 1})),
+        *(("frequency_penalty", 0.5), ("presence_penalty", -0.5)),
+    ],
+)
+def test_parameters_that_the_responses_api_lacks_are_refused(name, value):
+    with pytest.raises(RequestError, match=name) as caught:
+        ask(["never"], provider="openai-responses", parameters={name: value})
+    assert (caught.value.status, caught.value.param) == (400, name)
+
+
+def test_parameters_without_effect_are_not_sent():
+    neutral = {"stop": [], "logit_bias": {}, "frequency_penalty": 0, "presence_penalty": 0.0}
+    _, body = ask(["391"], provider="openai-responses", parameters=neutral)
+    assert not neutral.keys() & body.keys()
 
 
 # --- Databricks

@@ -5,6 +5,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
@@ -348,22 +349,29 @@ def test_a_stream_opens_before_its_agent_yields():
 
 
 def test_a_silent_stream_is_kept_alive(monkeypatch):
-    monkeypatch.setattr("agent_kit.server.endpoint._KEEP_ALIVE_SECONDS", 0.05)
+    monkeypatch.setattr("agent_kit.server.endpoint._KEEP_ALIVE_SECONDS", 1)
     server = create_server()
-    go_on = threading.Event()
+    go_on = threading.Semaphore(0)
 
     @server.stream()
     def answer(request):
-        yield "one"
-        go_on.wait(60)
-        yield "two"
+        for word in ("one", "two", "three"):
+            yield word
+            go_on.acquire(timeout=60)
 
     with server.serve() as url:
         body = {**QUESTION, "stream": True}
         with httpx2.stream("POST", f"{url}/v1/responses", json=body, timeout=30) as response:
             lines = response.iter_lines()
             assert any(line.startswith(": keep-alive") for line in lines)
-            go_on.set()
+            time.sleep(0.2)  # an event between two beats moves the next one
+            go_on.release()
+            assert any('"two"' in line for line in lines)
+            silent_since = time.monotonic()
+            assert any(line.startswith(": keep-alive") for line in lines)
+            silent = time.monotonic() - silent_since
+            go_on.release(2)
+            assert silent < 1.6
             assert events_of(list(lines))[-1]["type"] == "response.completed"
 
 

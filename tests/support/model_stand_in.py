@@ -31,7 +31,7 @@ class Turn:
         finish: The finish reason of chat completions.
         usage: Whether the service counts tokens.
         pause: Seconds between two chunks of a stream.
-        wait: An event to wait for after the first chunk.
+        wait: An event to wait for after the first chunk, or before the end of `frames`.
         cut: Whether to break the connection instead of ending the stream.
         chunks: The exact chunks of a chat completion stream, instead of everything above.
         frames: The exact frames of the whole stream, valid or not, instead of all others.
@@ -78,13 +78,14 @@ class Turn:
 
 @dataclass
 class Refusal:
-    """An HTTP error instead of a response."""
+    """An HTTP error instead of a response; `body` is the exact body, a text or a JSON value."""
 
     status: int
     message: str = "refused"
     code: str | None = None
     param: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
+    body: Any = None
 
 
 Answer = str | Turn | Refusal | Callable[[dict[str, Any]], "str | Turn | Refusal"]
@@ -207,11 +208,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _refuse(self, refusal: Refusal) -> None:
         error = {"message": refusal.message, "type": "error", "code": refusal.code}
-        body = {"error": error | {"param": refusal.param}}
+        body = refusal.body or {"error": error | {"param": refusal.param}}
         self._send_json(refusal.status, body, refusal.headers)
 
     def _send_json(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
-        data = json.dumps(body).encode()
+        data = (body if isinstance(body, str) else json.dumps(body)).encode()
         self.send_response(status)
         head = {"Content-Type": "application/json", "Content-Length": len(data), **(headers or {})}
         for name, value in head.items():
@@ -228,7 +229,10 @@ class _Handler(BaseHTTPRequestHandler):
             for frame in turn.frames:
                 self._write(frame)
             if turn.frames:
-                self.wfile.write(b"0\r\n\r\n")
+                if turn.wait:
+                    turn.wait.wait(60)
+                self.close_connection = turn.cut
+                self.wfile.write(b"" if turn.cut else b"0\r\n\r\n")
                 return
             for number, chunk in enumerate(chunks):
                 if turn.cut and number == 2:
