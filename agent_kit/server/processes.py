@@ -128,6 +128,10 @@ def fork_from_init() -> None:
     os._exit(code if code >= 0 else 128 - code)
 
 # %% ../../nbs/server/78_processes.ipynb #d0000011
+# A worker answers the supervisor once it has imported the kit, which takes long on a busy machine.
+_HEALTH_SECONDS = 30
+
+
 def serve(app: Any, *, workers: int, **options: Any) -> None:
     """Serve until the process is stopped.
 
@@ -136,7 +140,9 @@ def serve(app: Any, *, workers: int, **options: Any) -> None:
         workers: The number of processes.
         options: More options of `uvicorn.Config`.
     """
-    config = WorkerConfig(app, workers=workers, **options)
+    config = WorkerConfig(
+        app, workers=workers, timeout_worker_healthcheck=_HEALTH_SECONDS, **options
+    )
     if workers > 1:
         return Supervisor(config, [config.bind_socket()]).run()
     server = ProcessServer(config)
