@@ -83,14 +83,7 @@ class IdempotentAnswer:
             )
         if found.answer is None:
             raise in_progress
-        fixed = [
-            (b"content-type", (found.media_type or "").encode()),
-            (b"content-length", str(len(found.answer)).encode()),
-            (b"idempotent-replayed", b"true"),
-        ]
-        start = {"type": "http.response.start", "status": 200, "headers": [*fixed, *headers]}
-        await self._send(start)
-        await self._send({"type": "http.response.body", "body": found.answer})
+        await self._replay(found.media_type or "", found.answer, headers)
         return False
 
     async def send(self, message: Message) -> None:
@@ -100,6 +93,18 @@ class IdempotentAnswer:
         else:
             self._chunks.append(message.get("body", b""))
         await self._send(message)
+
+    async def _replay(
+        self, media_type: str, answer: bytes, headers: list[tuple[bytes, bytes]]
+    ) -> None:
+        fixed = [
+            (b"content-type", media_type.encode()),
+            (b"content-length", str(len(answer)).encode()),
+            (b"idempotent-replayed", b"true"),
+        ]
+        start = {"type": "http.response.start", "status": 200, "headers": [*fixed, *headers]}
+        await self._send(start)
+        await self._send({"type": "http.response.body", "body": answer})
 
     async def end(self, *, is_successful: bool) -> None:
         """Store the answer, or release the key of a request that has none."""
