@@ -16,6 +16,7 @@ from .durable_run import RunHub
 from ..settings import StoreSettings
 from ..store.conversations import expire_conversations
 from ..store.database import StoreError
+from ..store.idempotency import expire_keys
 from ..store.responses import expire_chains, used_bytes
 from agent_kit.store.runs import (
     RunRow,
@@ -137,6 +138,7 @@ class Supervisor:
     def expire(self) -> None:
         """Delete what is older than the settings allow, then the oldest while it is too much."""
         oldest = time.time() - self._settings.days * _DAY_SECONDS
+        self._database.write_now(expire_keys, time.time() - _DAY_SECONDS)
         for expire in (expire_chains, expire_conversations):
             while self._database.write_now(expire, oldest, _MAX_EXPIRED) == _MAX_EXPIRED:
                 pass

@@ -367,31 +367,26 @@ def run_server(
     Raises:
         ServerError: If it cannot start.
     """
-    if asyncio._get_running_loop() is not None:
+    from agent_kit.server import processes
+
+    if asyncio._get_running_loop():
         raise ServerError(_RUNNING_LOOP)
     settings = get_settings()
     host, port = host or settings.server.host, settings.server.port if port is None else port
     workers = settings.server.workers if workers is None else workers
     _check_start(host, port, workers, reload)
-    if os.getpid() == 1:
-        from agent_kit.server.processes import fork_from_init
-
-        fork_from_init()
+    processes.leave_init()
     if reload or workers > 1:  # the processes that import the application read it there
         os.environ.update(AGENT_KIT_SERVER_HOST=host, AGENT_KIT_SERVER_PORT=str(port))
-    address: dict[str, Any] = {"host": host, "port": port}
     options = _uvicorn_options(settings.server)
     if reload:
-        return serve_with_reload(
-            import_string, **address, settings=settings, uvicorn_options=options
-        )
+        named: Any = {"host": host, "port": port, "settings": settings}
+        return serve_with_reload(import_string, **named, uvicorn_options=options)
     server = load_server(import_string)  # here too: workers cannot report why they do not start
     server.check()
     server.service.bind(host, port)
-    from agent_kit.server import processes
-
     app = import_string if workers > 1 else server.app
-    processes.serve(app, **address, workers=workers, **options)
+    processes.serve(app, host=host, port=port, workers=workers, **options)
 
 # %% ../../nbs/server/90_server.ipynb #d0a6f969
 def parse_server_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

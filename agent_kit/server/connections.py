@@ -118,7 +118,9 @@ class HttpConnection(HttpToolsProtocol):
         elif self.flow.read_paused:
             self._deadline += _CHECK_SECONDS
         elif self.loop.time() > self._deadline:
-            if self.scope and not (self.cycle and self.cycle.response_started):
+            cycle = self.cycle
+            is_responding = cycle and cycle.response_started and not cycle.response_complete
+            if self.scope and not is_responding:
                 self.transport.write(_TIMED_OUT)
             self.transport.close()
 

@@ -24,6 +24,7 @@ from ..redaction import redact
 from ..runs.event_log import OPEN_AFTER_SECONDS, encode_line
 from ..runs.run import RunFailed
 from ..runs.service import AgentService, AnyRun
+from .idempotency import IdempotentAnswer
 from .middleware import log_server_error
 
 # %% ../../nbs/server/30_endpoint.ipynb #303e2af1
@@ -266,16 +267,24 @@ class AgentEndpoint:
         headers = header_dict(scope)
         request_id = _request_id(headers)
         response_headers: Headers = [(b"x-request-id", request_id.encode())]
+        answer: IdempotentAnswer | None = None
+        is_successful = False
         try:
             limit = self._service.settings.server.max_body_bytes
             body = await read_json(headers, receive, limit)
             context = RequestContext(request_id=request_id, headers=headers, task=self._task_type)
+            if "idempotency-key" in headers and self._service.state:
+                answer = IdempotentAnswer(self._service.state, context, body, send)
+                if not await answer.begin(response_headers):
+                    return
+                send = answer.send
             run = await self._service.open_run(self._task_type, body, context)
             if run.trace.trace_id:
                 response_headers.append((b"x-mlflow-trace-id", run.trace.trace_id.encode()))
             with _leave_on_disconnect(run, receive):
                 respond = self._stream if body.get("stream") else self._respond
                 await respond(run, send, response_headers)
+            is_successful = not run.cancelled and not run.assembler.body.get("error")
         except RequestError as error:
             log_server_error(f"Request {request_id}", error)
             await _send_error(send, error, response_headers)
@@ -283,6 +292,9 @@ class AgentEndpoint:
             await _send_error(send, error.failure, response_headers)
         except ClientDisconnect:
             return
+        finally:
+            if answer:
+                await answer.end(is_successful=is_successful)
 
     async def _respond(self, run: AnyRun, send: Send, headers: Headers) -> None:
         body = await run.answer()

@@ -9,7 +9,7 @@ __all__ = ['Lifespan', 'InProcessTransport', 'connect_in_process', 'RequestRefus
 import asyncio
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -40,6 +40,7 @@ def _scope(request: httpx2.Request) -> dict[str, Any]:
 
 
 _GRACE_SECONDS = 0.5
+_STOP_SECONDS = 3.0
 
 
 class _Exchange(httpx2.AsyncByteStream):
@@ -87,8 +88,10 @@ class _Exchange(httpx2.AsyncByteStream):
         self._disconnected.set()
         await asyncio.wait([self._task], timeout=_GRACE_SECONDS)
         self._task.cancel()
-        with suppress(asyncio.CancelledError, Exception):
-            await self._task
+        # An agent can ignore that; its run is abandoned before this time is over.
+        await asyncio.wait([self._task], timeout=_STOP_SECONDS)
+        if self._task.done() and not self._task.cancelled():
+            self._task.exception()  # no one else asks for it
 
 # %% ../../nbs/server/70_in_process.ipynb #f7f4d6c7
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]

@@ -102,8 +102,22 @@ def _declare_conversations(metadata: "sql.MetaData") -> None:
         sql.UniqueConstraint("conversation_id", "id", name="uq_conversation_items_id"),
     )
 
+# %% ../../nbs/store/10_schema.ipynb #1de00002
+def _declare_idempotency_keys(metadata: "sql.MetaData") -> None:
+    sql.Table(
+        "idempotency_keys",
+        metadata,
+        sql.Column("owner", sql.String(320), primary_key=True),
+        sql.Column("key", sql.String(255), primary_key=True),
+        sql.Column("digest", sql.String(64), nullable=False),
+        sql.Column("worker", sql.String(80), nullable=False),
+        sql.Column("created_at", sql.Float, nullable=False, index=True),
+        sql.Column("media_type", sql.String(80)),
+        sql.Column("answer", sql.LargeBinary),
+    )
+
 # %% ../../nbs/store/10_schema.ipynb #3f7421fd
-SCHEMA_VERSION = "0001"
+SCHEMA_VERSION = "0002"
 
 
 @dataclass(frozen=True)
@@ -118,6 +132,7 @@ class Tables:
     workers: "sql.Table"
     conversations: "sql.Table"
     conversation_items: "sql.Table"
+    idempotency_keys: "sql.Table"
 
 
 @cache
@@ -127,4 +142,5 @@ def store_tables() -> Tables:
     _declare_responses(metadata)
     _declare_runs(metadata)
     _declare_conversations(metadata)
+    _declare_idempotency_keys(metadata)
     return Tables(metadata, **{str(name): table for name, table in metadata.tables.items()})

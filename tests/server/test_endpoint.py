@@ -312,7 +312,11 @@ def stops_with(error: BaseException) -> dict[str, Callable[[object], object]]:
 
 
 @pytest.mark.parametrize("agent", ["plain", "asynchronous", "chunks", "asynchronous_chunks"])
-@pytest.mark.parametrize("error", [StopIteration(), SystemExit(3)], ids=["next", "exit"])
+@pytest.mark.parametrize(
+    "error",
+    [StopIteration(), SystemExit(3), KeyboardInterrupt(), BaseException()],
+    ids=["next", "exit", "interrupt", "base"],
+)
 def test_an_exit_in_an_agent_is_an_error_and_the_server_continues(agent, error, caplog):
     server = create_server()
     function = stops_with(error)[agent]

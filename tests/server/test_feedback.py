@@ -1,12 +1,14 @@
 """Feedback over HTTP: an assessment on the trace of a response, only from the user who owns it."""
 
 import re
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
 
-from agent_kit.server import create_server
+from agent_kit.server import create_server, feedback
 from agent_kit.settings import Settings, load_settings
 from agent_kit.tracing import close_tracing
 
@@ -180,3 +182,23 @@ def test_feedback_does_not_wait_for_the_tracking_server(tmp_path, monkeypatch):
         answer = send_feedback(url, {}, trace_id=UNKNOWN, value=True)
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "mlflow_unavailable"
+
+
+def test_feedback_that_hangs_is_a_503_in_time_and_keeps_nothing_else_waiting(tmp_path, monkeypatch):
+    environ = {"AGENT_KIT_MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    server = create_server(settings=load_settings(tmp_path, environ=environ))
+    go_on = threading.Event()
+    server.invoke()(lambda request: "391")
+    monkeypatch.setattr(feedback, "log_feedback", lambda *_, **__: go_on.wait(60))
+    monkeypatch.setattr(feedback, "_STORE_SECONDS", 5)
+    with server.serve() as url, ThreadPoolExecutor(12) as clients:
+        sent = [
+            clients.submit(send_feedback, url, {}, trace_id=UNKNOWN, value=1) for _ in range(12)
+        ]
+        assert httpx2.get(f"{url}/health").status_code == 200
+        answers = [each.result(60) for each in sent]
+        go_on.set()
+    for refused in answers:
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "mlflow_unavailable"
+        assert refused.headers["retry-after"] == "5"

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import httpx2
 import pytest
 from support.environment import free_port
 
+import agent_kit
 from agent_kit.runs.handlers import Registry
 from agent_kit.server import ServerError, create_server, load_server, parse_server_args
 from agent_kit.server.in_process import RequestRefused
@@ -348,3 +350,16 @@ def test_a_process_that_only_serves_collects_less_often_unless_configured(chosen
     command = [sys.executable, "-c", textwrap.dedent(COLLECTOR), str(chosen)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(serving), "11", "12"]
+
+
+def test_nothing_runs_in_the_threads_that_asyncio_shares():
+    """An agent may fill them, and so may a service that does not answer."""
+    package = Path(agent_kit.__file__).parent
+    shared = re.compile(r"asyncio\.to_thread\(|run_in_executor\(\s*None")
+    found = [
+        f"{path.relative_to(package)}: {line.strip()}"
+        for path in sorted(package.rglob("*.py"))
+        for line in path.read_text().splitlines()
+        if shared.search(line)
+    ]
+    assert not found
