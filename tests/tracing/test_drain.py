@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 import pytest
 from support.environment import free_port
+from support.faulty_proxy import faulty_proxy, wait_for_requests
 from support.tracing_support import (
     change,
     drains,
+    is_sound,
     mlflow_server,
     run_script,
     serving,
@@ -21,7 +23,13 @@ from support.tracing_support import (
 )
 
 from agent_kit.settings import Settings
-from agent_kit.tracing import close_tracing, flush_traces, log_feedback, tracing_status
+from agent_kit.tracing import (
+    close_tracing,
+    drain_leftovers,
+    flush_traces,
+    log_feedback,
+    tracing_status,
+)
 from agent_kit.tracing.drain import DrainState
 
 pytest_plugins = ["support.tracing_fixtures"]
@@ -65,21 +73,80 @@ def test_a_record_that_mlflow_refuses_does_not_affect_the_others(settings: Setti
 # --- failures
 
 
-def test_traces_wait_for_a_server_that_is_down(project: Settings) -> None:
+def test_traces_wait_while_the_tracking_server_fails(
+    project: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     port = free_port()
-    settings = change(project, tracking_uri=f"http://127.0.0.1:{port}")
-    ids = [traced(settings) for _ in range(3)]
-    wait_until(lambda: "failed" in (tracing_status()["error"] or ""))
-    assert tracing_status()["waiting_bytes"] > 0
-    with pytest.raises(TimeoutError, match="cannot be stored"):
-        log_feedback(ids[0], value=True, timeout=0.1)
-    with mlflow_server(project, port):
-        assert flush_traces(timeout=150)
-        log_feedback(ids[0], value=True)
+    with faulty_proxy(port) as proxy:
+        settings = change(project, tracking_uri=proxy.url)
+        ids = [traced(settings) for _ in range(3)]
+        wait_until(lambda: "failed" in (tracing_status()["error"] or ""))
+        assert tracing_status()["waiting_bytes"] > 0
+        with pytest.raises(TimeoutError, match="cannot be stored"):
+            log_feedback(ids[0], value=True, timeout=0.1)
+        with mlflow_server(project, port):
+            assert flush_traces(timeout=150)
+            log_feedback(ids[0], value=True)
+            # More requests than the five after which a record might be refused, and a wait.
+            for mode, requests in (("500", 6), ("429", 2), ("503", 2), ("down", 2), ("hang", 1)):
+                proxy.change(mode)
+                ids += [traced(settings) for _ in range(2)]
+                wait_for_requests(proxy, mode, requests)
+                proxy.change("ok")
+                assert flush_traces(timeout=150), mode
     assert {trace.info.trace_id for trace in stored_traces(project)} == set(ids)
     status = tracing_status()
-    assert (status["stored"], status["refused"], status["dropped"]) == (3, 0, 0)
+    assert (status["stored"], status["refused"], status["dropped"]) == (len(ids), 0, 0)
     assert (status["waiting_bytes"], status["error"]) == (0, None)
+    assert "cannot be stored" in caplog.text
+
+
+def test_what_a_sound_server_refuses_alone_is_refused_and_tried_again_at_the_next_start(
+    project: Settings,
+) -> None:
+    port = free_port()
+    with faulty_proxy(port) as proxy, mlflow_server(project, port):
+        wait_until(lambda: is_sound(port))
+        settings = change(project, tracking_uri=proxy.url)
+        proxy.refused = b"poison"
+        ids = [traced(settings, text) for text in ("first", "poison", "last")]
+        assert flush_traces(timeout=150)
+        status = tracing_status()
+        assert (status["stored"], status["refused"]) == (2, 1)
+        assert b"poison" in (settings.mlflow.spool_dir / "refused.txt").read_bytes()
+        assert close_tracing(timeout=60)
+        proxy.refused = None
+        drain_leftovers(settings)
+        wait_until(lambda: len(stored_traces(project)) == len(ids))
+        wait_until(lambda: tracing_status()["stored"] == 3)
+        assert tracing_status()["refused"] == 0
+        assert close_tracing(timeout=60)
+    assert not (settings.mlflow.spool_dir / "refused.txt").exists()
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(1200)
+def test_a_minute_of_each_failure_loses_no_trace(
+    project: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, sent = free_port(), 0
+    with faulty_proxy(port) as proxy, mlflow_server(project, port):
+        wait_until(lambda: is_sound(port))
+        settings = change(project, tracking_uri=proxy.url)
+        for mode in ("down", "500", "429", "503", "hang", "slow"):
+            proxy.change(mode)
+            for _ in range(1200):
+                traced(settings)
+                time.sleep(0.05)
+            sent += 1200
+            proxy.change("ok")
+            recovered = time.monotonic()
+            assert flush_traces(timeout=60), mode
+            print(f"{mode}: all stored {time.monotonic() - recovered:.1f} s after the recovery")
+        status = tracing_status()
+        assert (status["stored"], status["refused"], status["dropped"]) == (sent, 0, 0)
+        assert close_tracing(timeout=60)
 
 
 def test_traces_that_exceed_the_limit_are_counted_and_logged(
