@@ -16,7 +16,7 @@ from .durable_run import RunHub
 from ..settings import StoreSettings
 from ..store.conversations import expire_conversations
 from ..store.database import StoreError
-from ..store.responses import expire_chains, used_bytes
+from ..store.responses import expire_chains, newest_time, used_bytes
 from agent_kit.store.runs import (
     RunRow,
     cancelled_runs,
@@ -113,6 +113,7 @@ class Supervisor:
         self._watch = Watch(settings.lease_seconds)
         self._interval = settings.lease_seconds / _HEARTBEATS_PER_LEASE
         self._next_heartbeat = self._next_expiry = 0.0
+        self._created = time.monotonic()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._warned = False
@@ -136,7 +137,11 @@ class Supervisor:
 
     def expire(self) -> None:
         """Delete what is older than the settings allow, then the oldest while it is too much."""
-        oldest = time.time() - self._settings.days * _DAY_SECONDS
+        # A clock may be ahead for a while, at most when the machine starts: then time goes on from
+        # when the store was last used.
+        last_used = self._database.read_now(newest_time)
+        now = min(time.time(), last_used + time.monotonic() - self._created)
+        oldest = now - self._settings.days * _DAY_SECONDS
         for expire in (expire_chains, expire_conversations):
             while self._database.write_now(expire, oldest, _MAX_EXPIRED) == _MAX_EXPIRED:
                 pass

@@ -18,7 +18,7 @@ from support.tracing_support import (
     tree,
 )
 
-from agent_kit.context import RequestContext
+from agent_kit.context import RequestContext, current_context
 from agent_kit.server import create_server
 from agent_kit.settings import Settings
 from agent_kit.tracing import (
@@ -114,6 +114,32 @@ def test_the_trace_of_a_disconnected_client_is_cancelled(settings: Settings, sto
     stored = stored_trace(settings, trace_id)
     assert stored.info.tags["agent_kit.status"] == "CANCELLED"
     assert "partial respon" in str(stored.data.spans[0].outputs)
+
+
+def test_a_chain_is_a_session_in_mlflow_as_a_conversation_is(settings: Settings) -> None:
+    server = create_server(settings=settings)
+
+    @server.invoke()
+    def answer(request):
+        return current_context().session_id or "none"
+
+    def ask(**body: object) -> tuple[str, str, object]:
+        answered = httpx2.post(f"{url}/v1/responses", json={"input": "Hi", **body}, timeout=30)
+        (root,) = trace_tree(answered.headers["x-mlflow-trace-id"])
+        body = answered.json()
+        text = body["output"][0]["content"][0]["text"]
+        return body["id"], text, root["attributes"].get("session.id")
+
+    with server.serve() as url:
+        first, *sessions = ask()
+        second, *more = ask(previous_response_id=first)
+        _, *last = ask(previous_response_id=second)
+        assert sessions == more == last == [first, first]
+        assert ask(store=False)[1:] == ("none", None)
+        named = {"previous_response_id": second, "custom_inputs": {"session_id": "tea"}}
+        assert ask(**named)[1:] == ("tea", "tea")
+        talk = httpx2.post(f"{url}/v1/conversations", json={}).json()["id"]
+        assert ask(conversation=talk)[1:] == (talk, talk)
 
 
 def test_the_trace_of_a_cancelled_request_is_cancelled(settings: Settings) -> None:
