@@ -2715,6 +2715,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'agent_kit/tracing/spans.py'),
                                          'agent_kit.tracing.spans.from_json': ( 'tracing/spans.html#from_json',
                                                                                 'agent_kit/tracing/spans.py'),
+                                         'agent_kit.tracing.spans.inline_attachment': ( 'tracing/spans.html#inline_attachment',
+                                                                                        'agent_kit/tracing/spans.py'),
                                          'agent_kit.tracing.spans.leave': ('tracing/spans.html#leave', 'agent_kit/tracing/spans.py'),
                                          'agent_kit.tracing.spans.span': ('tracing/spans.html#span', 'agent_kit/tracing/spans.py'),
                                          'agent_kit.tracing.spans.to_json': ('tracing/spans.html#to_json', 'agent_kit/tracing/spans.py')},

@@ -14,6 +14,7 @@ from support.tracing_support import (
     drains,
     is_sound,
     mlflow_server,
+    no_drain,
     run_script,
     serving,
     stored_trace,
@@ -22,6 +23,7 @@ from support.tracing_support import (
     wait_until,
 )
 
+from agent_kit.server import AgentServer, create_server
 from agent_kit.settings import Settings
 from agent_kit.tracing import (
     close_tracing,
@@ -31,6 +33,7 @@ from agent_kit.tracing import (
     tracing_status,
 )
 from agent_kit.tracing.drain import DrainState
+from agent_kit.tracing.spool import list_segments
 
 pytest_plugins = ["support.tracing_fixtures"]
 
@@ -225,17 +228,14 @@ def test_a_stopped_server_ends_blocked_streams_and_stores_their_traces(project: 
         assert stored_trace(project, trace_id).data.spans[0].outputs
 
 
-def test_a_killed_drain_is_replaced(project: Settings) -> None:
+def test_a_killed_drain_is_replaced_without_another_trace(project: Settings) -> None:
     traced(project)
-    assert flush_traces(timeout=60)
+    wait_until(lambda: drains(project))
     (drain,) = drains(project)
     drain.kill()
-    drain.wait()
-    traced(project)
-    assert flush_traces(timeout=60)
+    wait_until(lambda: len(stored_traces(project)) == 1)
     (replacement,) = drains(project)
     assert replacement.pid != drain.pid
-    assert len(stored_traces(project)) == 2
 
 
 def test_leftovers_are_stored_after_a_restart(project: Settings) -> None:
@@ -250,6 +250,41 @@ start_trace("agent", inputs="from before").finish()
     assert flush_traces(timeout=60)
     inputs = {trace.data.spans[0].inputs for trace in stored_traces(project)}
     assert inputs == {"from before", "question"}
+
+
+def echo_server(settings: Settings) -> AgentServer:
+    server = create_server(settings=settings)
+    server.invoke()(lambda request: "Hello")
+    return server
+
+
+def test_a_server_that_starts_stores_what_an_earlier_process_has_left(project: Settings) -> None:
+    with no_drain(project):
+        traced(project, "from before")
+        close_tracing(timeout=0)
+    with echo_server(project).serve():
+        wait_until(lambda: len(stored_traces(project)) == 1)
+    assert close_tracing(timeout=60)
+
+
+def test_a_trace_is_stored_without_waiting_for_the_next_one(project: Settings) -> None:
+    """The second comes while the drain of the first ends."""
+    for number in (1, 2):
+        with echo_server(project).serve() as url:
+            httpx2.post(f"{url}/v1/responses", json={"input": "Hi"}, timeout=60)
+            wait_until(lambda: len(stored_traces(project)) == number)  # noqa: B023
+        wait_until(lambda: not list_segments(project.mlflow.spool_dir))
+    wait_until(lambda: not drains(project))
+
+
+def test_only_the_owner_can_read_the_traces(project: Settings) -> None:
+    (project.project_dir / "mlflow.db").chmod(0o644)
+    traced(project)
+    assert flush_traces(timeout=60)
+    folder = project.mlflow.spool_dir.parent
+    files = [project.project_dir / "mlflow.db", folder, *folder.rglob("*")]
+    assert len(files) > 6
+    assert [file.name for file in files if file.stat().st_mode & 0o077] == []
 
 
 def test_one_drain_serves_all_processes_and_ends_with_them(project: Settings) -> None:
