@@ -178,8 +178,9 @@ class AgentService:
         request, history, body = continuation.request, continuation.history, run.assembler.body
         if not run.context.session_id:
             # A chain is a session, from its first response on.
-            run.context.session_id = history.root_id or body["id"]
-            run.trace.set_session(run.context.session_id)
+            session_id = history.root_id or body["id"]
+            run.context.session_id = session_id
+            run.trace.set_session(session_id)
         outlives = request.background or self.settings.server.on_disconnect == "continue"
         if request.background or request.stream:
             recovery.supervisor.start()

@@ -107,9 +107,7 @@ def _make_sqlite_engine(url: Any) -> "sql.Engine":
 
     if not url.database or url.database == ":memory:":
         raise StoreError("[store] url names no file: workers could not share such a database.")
-    path = Path(url.database)
-    make_private_folder(path.parent)
-    open_private(path, "ab").close()  # SQLite gives its other files the mode of this one.
+    make_private_folder(Path(url.database).parent)
     arguments = {"timeout": _BUSY_SECONDS, "check_same_thread": False}
     engine = sql.create_engine(url, connect_args=arguments, pool_size=6, max_overflow=4)
 
@@ -179,6 +177,9 @@ def prepare_database(engine: "sql.Engine") -> None:
         StoreError: A newer version of the kit has made the database.
     """
     text = sql.text
+    if engine.dialect.name == "sqlite":
+        # SQLite gives its other files the mode of this one.
+        open_private(Path(engine.url.database or ""), "ab").close()
     with connect_to_write(engine) as connection, connection.begin():
         if engine.dialect.name == "postgresql":
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))

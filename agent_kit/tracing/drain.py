@@ -121,7 +121,7 @@ class TraceStore:
             client = self._client = self._client or self._open()
             self._log_traces(client, records)
             self.control = min(records, key=len)
-        except Exception:
+        except NotImplementedError:
             # MLflow caches the version of its server, also one that it could not ask for.
             get_version = getattr(self._client and self._client.store, "_get_server_version", None)
             if clear := getattr(get_version, "cache_clear", None):
@@ -183,7 +183,7 @@ class DrainState:
 
 # %% ../../nbs/tracing/40_drain.ipynb #833d1de7
 _POLL_SECONDS = 0.1
-_MAX_PAUSE_SECONDS = 10.0
+_MAX_PAUSE_SECONDS = 5.0
 _MAX_REQUEST_SECONDS = 300.0
 _MAX_LONELY_FAILURES = 5
 _MAX_REFUSED_BYTES = 10_000_000

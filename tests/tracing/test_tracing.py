@@ -30,7 +30,7 @@ from agent_kit.tracing import (
     trace_tree,
     tracing_status,
 )
-from agent_kit.tracing.drain import Drain, DrainSupervisor
+from agent_kit.tracing.drain import Drain, DrainState, DrainSupervisor
 
 pytest_plugins = ["support.tracing_fixtures"]
 SECRET = "sk-1234567890abcdefghij"
@@ -327,6 +327,23 @@ def test_only_the_latest_traces_are_in_memory(settings: Settings) -> None:
     with pytest.raises(TraceNotFoundError):
         trace_tree(ids[0])
     assert trace_tree(ids[1])
+
+
+def test_ready_reports_that_traces_cannot_be_stored_without_naming_hosts(
+    settings: Settings,
+) -> None:
+    server = create_server(settings=settings)
+    server.invoke()(lambda request: "Hello")
+    with server.serve() as url:
+        traced(settings)
+        assert httpx2.get(f"{url}/ready?verbose").json()["traces"]["error"] is None
+        DrainState(error="no answer from mlflow.internal").save(settings.mlflow.spool_dir)
+        ready = httpx2.get(f"{url}/ready?verbose")
+        assert ready.status_code == 200
+        assert ready.json()["traces"]["waiting_bytes"] > 0
+        assert "cannot be stored" in ready.json()["traces"]["error"]
+        assert "mlflow.internal" not in ready.text
+        assert httpx2.get(f"{url}/ready").json() == {"status": "ready"}
 
 
 def test_feedback_belongs_to_its_trace(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
