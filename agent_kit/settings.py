@@ -6,7 +6,8 @@
 __all__ = ['ProjectPath', 'DatabaseUrl', 'Lines', 'Words', 'OptionalText', 'MODEL_PROVIDERS', 'Thresholds', 'SECTIONS',
            'FILE_NAME', 'WELL_KNOWN_VARIABLES', 'RESERVED_VARIABLES', 'Threshold', 'Section', 'AgentSettings',
            'ServerSettings', 'MlflowSettings', 'StoreSettings', 'EvaluateSettings', 'DeploySettings', 'Settings',
-           'settings_table', 'SettingsError', 'find_project_dir', 'load_settings', 'get_settings']
+           'settings_table', 'SettingsError', 'find_project_dir', 'load_settings', 'get_settings',
+           'make_private_folder', 'open_private']
 
 # %% ../nbs/20_settings.ipynb #407051e8
 import difflib
@@ -16,9 +17,10 @@ import re
 from collections.abc import Iterator, Mapping
 from configparser import ConfigParser
 from configparser import Error as ConfigParserError
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import IO, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -585,3 +587,29 @@ def load_settings(
 def get_settings() -> Settings:
     """Return the settings of this process, read at the first call."""
     return load_settings()
+
+# %% ../nbs/20_settings.ipynb #6c2be9a4
+_OWN_FOLDER = ".agent_kit"
+
+
+def make_private_folder(path: Path) -> None:
+    """Create a folder that its owner alone can read, with its parents."""
+    folders = (path, *path.parents)
+    for folder in reversed([folder for folder in folders if not folder.exists()]):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    for folder in folders:
+        if folder.name == _OWN_FOLDER:
+            with suppress(PermissionError):  # It belongs to somebody else, who shares it.
+                folder.chmod(0o700)
+
+
+def open_private(path: Path, mode: str) -> IO[Any]:
+    """Open a file for writing that its owner alone can read."""
+
+    def opener(name: str, flags: int) -> int:
+        descriptor = os.open(name, flags, mode=0o600)
+        with suppress(PermissionError):
+            os.fchmod(descriptor, 0o600)
+        return descriptor
+
+    return open(path, mode, opener=opener)

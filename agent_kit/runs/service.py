@@ -208,7 +208,12 @@ class AgentService:
         return Run(self.find_registry(), received, assembler, context, trace, self.threads)
 
     def _make_durable(self, run: Run, continuation: Continuation, recovery: Recovery) -> DurableRun:
-        request, history = continuation.request, continuation.history
+        request, history, body = continuation.request, continuation.history, run.assembler.body
+        if not run.context.session_id:
+            # A chain is a session, from its first response on.
+            session_id = history.root_id or body["id"]
+            run.context.session_id = session_id
+            run.trace.set_session(session_id)
         outlives = request.background or self.settings.server.on_disconnect == "continue"
         if request.background or request.stream:
             recovery.supervisor.start()
@@ -216,7 +221,7 @@ class AgentService:
             run,
             recovery.hub,
             NewResponse(
-                run.assembler.body,
+                body,
                 continuation.stored_input,
                 continuation.owner,
                 history.previous_id,

@@ -18,13 +18,14 @@ from .event_log import follow_stored, line_type
 from .history import not_found
 from ..settings import Settings
 from ..store.conversations import StoredConversation, get_conversation
-from ..store.database import Database
+from ..store.database import Database, StoreError
 from ..store.responses import StoredResponse, delete_response, get_events, get_response
-from ..store.runs import read_progress, request_cancel
+from ..store.runs import get_heartbeats, read_progress, request_cancel
 
 # %% ../../nbs/runs/90_state.ipynb #4f966388
 _RUNNING = ("queued", "in_progress")
 _CANCEL_SECONDS = 3.0
+_CHECK_SECONDS = 5.0
 _POLL_SECONDS = 0.03
 
 
@@ -52,6 +53,15 @@ class State:
     def __init__(self, url: str) -> None:
         self.database = Database(url)
         self.hub = RunHub(self.database)
+
+    async def check(self) -> None:
+        """Raise `StoreError` if the store does not answer in time."""
+        try:
+            async with asyncio.timeout(_CHECK_SECONDS):
+                await self.database.read(get_heartbeats)
+        except TimeoutError:
+            message = "The store of responses does not answer (settings.ini: [store] url)."
+            raise StoreError(message) from None
 
     async def find(self, response_id: str, owner: str) -> StoredResponse:
         """Return a stored response. Raises RequestError (404) if it does not exist."""
@@ -105,7 +115,11 @@ class State:
         deadline = loop.time() + _CANCEL_SECONDS
         while True:
             body = (await self.find(response_id, owner)).body
-            if body["status"] not in _RUNNING or loop.time() > deadline:
+            if body["status"] not in _RUNNING:
+                return body
+            if loop.time() > deadline:
+                # This fails if the end of the run could not be stored.
+                await self.database.write_one(request_cancel, response_id)
                 return body
             await asyncio.sleep(_POLL_SECONDS)
 

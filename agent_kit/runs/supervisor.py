@@ -17,7 +17,7 @@ from ..settings import StoreSettings
 from ..store.conversations import expire_conversations
 from ..store.database import StoreError
 from ..store.idempotency import expire_keys
-from ..store.responses import expire_chains, used_bytes
+from ..store.responses import expire_chains, newest_time, used_bytes
 from agent_kit.store.runs import (
     RunRow,
     cancelled_runs,
@@ -114,6 +114,7 @@ class Supervisor:
         self._watch = Watch(settings.lease_seconds)
         self._interval = settings.lease_seconds / _HEARTBEATS_PER_LEASE
         self._next_heartbeat = self._next_expiry = 0.0
+        self._created = time.monotonic()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._warned = False
@@ -137,8 +138,12 @@ class Supervisor:
 
     def expire(self) -> None:
         """Delete what is older than the settings allow, then the oldest while it is too much."""
-        oldest = time.time() - self._settings.days * _DAY_SECONDS
-        self._database.write_now(expire_keys, time.time() - _DAY_SECONDS)
+        # A clock may be ahead for a while, at most when the machine starts: then time goes on from
+        # when the store was last used.
+        last_used = self._database.read_now(newest_time)
+        now = min(time.time(), last_used + time.monotonic() - self._created)
+        oldest = now - self._settings.days * _DAY_SECONDS
+        self._database.write_now(expire_keys, now - _DAY_SECONDS)
         for expire in (expire_chains, expire_conversations):
             while self._database.write_now(expire, oldest, _MAX_EXPIRED) == _MAX_EXPIRED:
                 pass

@@ -39,7 +39,7 @@ from .reload import serve_with_reload
 from .responses import ResponseRoutes
 from .websocket import SocketEndpoint
 from ..settings import ServerSettings, Settings, get_settings
-from ..tracing import close_tracing
+from ..tracing import close_tracing, drain_leftovers
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -183,6 +183,7 @@ class AgentServer:
         async with self.life(app):
             _tune_collector()
             self.service.start()
+            drain_leftovers(self.settings)
             yield
         await anyio.to_thread.run_sync(close_tracing, _CLOSE_TRACING_SECONDS)
 

@@ -19,16 +19,16 @@ import socket
 import sys
 import threading
 from collections.abc import Coroutine, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
-
-import anyio.to_thread
 
 from agent_kit.server.notebook_export import (
     ExportError,
     explain_error,
     export_notebooks,
+    find_files,
     nbdev_folders,
     short_path,
 )
@@ -44,7 +44,7 @@ def _watched_folders(app: str, project_dir: Path) -> tuple[set[Path], set[Path]]
             deep |= {Path(folder) for folder in spec.submodule_search_locations}
         elif spec and spec.origin:
             flat.add(Path(spec.origin).parent)
-    return {folder for folder in deep if folder.is_dir()}, flat
+    return deep, flat
 
 
 def _is_code(path: Path) -> bool:
@@ -54,19 +54,30 @@ def _is_code(path: Path) -> bool:
     return path.suffix in (".py", ".ipynb") or path.name == "settings.ini"
 
 
+def _is_project(path: Path) -> bool:
+    """Return whether a change of this file can change what is exported."""
+    return path.suffix == ".ipynb" or path.name == "pyproject.toml"
+
+
 def _fingerprints(deep: Iterable[Path], flat: Iterable[Path]) -> dict[Path, bytes]:
     """Return a digest of each file that a server process reads at its start."""
-    files = {file for folder in deep for file in folder.rglob("*.py")}
-    files |= {file for folder in flat for file in folder.iterdir() if file.suffix != ".ipynb"}
+    files = {file for folder in deep for file in find_files(folder, ".py")}
+    for folder in flat:
+        with contextlib.suppress(OSError):
+            files |= {file for file in folder.iterdir() if file.suffix != ".ipynb"}
     digests = {}
     for file in filter(_is_code, files):
         with contextlib.suppress(OSError):
-            digests[file] = hashlib.sha256(file.read_bytes()).digest()
+            if file.is_file():
+                digests[file] = hashlib.sha256(file.read_bytes()).digest()
     return digests
 
 # %% ../../nbs/server/80_reload.ipynb #caca0a5e
 def _report(message: str) -> None:
     print(f"reload: {message}", file=sys.stderr, flush=True)
+
+
+_WATCH_AGAIN_SECONDS = 1.0
 
 
 class _Watch:
@@ -75,47 +86,75 @@ class _Watch:
     def __init__(self, app: str, project_dir: Path, more: set[Path]) -> None:
         self.changed = asyncio.Event()
         self._app, self._project_dir, self._more = app, project_dir, more
+        self._roots, self._flat = more, {project_dir}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="export")
 
     async def follow(self) -> None:
         """Watch until cancelled."""
         self._known = self._fingerprints()
-        deep, flat = self._folders()
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._follow(deep, recursive=True))
-            tasks.create_task(self._follow(flat, recursive=False))
+        while True:
+            self._moved, self._watched = asyncio.Event(), self._folders()
+            deep, flat = self._watched
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._follow(deep, recursive=True))
+                tasks.create_task(self._follow(flat, recursive=False))
+            # The folders are others now, and files may have changed while they were not watched.
+            await self.export()
+            self._compare()
 
     async def _follow(self, folders: set[Path], *, recursive: bool) -> None:
         from watchfiles import awatch
 
-        async for changes in awatch(
-            *folders,
-            watch_filter=lambda _, path: _is_code(Path(path)),
-            recursive=recursive,
-            ignore_permission_denied=True,
-        ):
-            if any(path.endswith(".ipynb") for _, path in changes):
-                await self.export()
-            self._compare()
+        try:
+            async for changes in awatch(
+                *folders,
+                watch_filter=lambda _, path: self._counts(Path(path)),
+                recursive=recursive,
+                ignore_permission_denied=True,
+                stop_event=self._moved,
+            ):
+                if self._folders() != self._watched:
+                    break
+                if any(_is_project(Path(path)) for _, path in changes):
+                    await self.export()
+                self._compare()
+        except Exception as error:  # A folder that is gone, or too many for the system.
+            _report(f"cannot watch the files, trying again: {error}")
+            await asyncio.sleep(_WATCH_AGAIN_SECONDS)
+        self._moved.set()
+
+    def _counts(self, path: Path) -> bool:
+        return _is_code(path) or _is_project(path) or path in self._roots
 
     def _compare(self) -> None:
         before, self._known = self._known, self._fingerprints()
         for path, _ in self._known.items() - before.items():
             # Python trusts a .pyc by its source's second and size: two quick saves may share both
-            Path(importlib.util.cache_from_source(path)).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                Path(importlib.util.cache_from_source(path)).unlink()
         if self._known != before:
             self.changed.set()
 
     async def export(self) -> None:
         """Export the notebooks; report what was written, or where the error is."""
         try:
-            for module in await anyio.to_thread.run_sync(export_notebooks, self._project_dir):
+            exporting = asyncio.get_running_loop().run_in_executor(
+                self._thread, export_notebooks, self._project_dir
+            )
+            for module in await exporting:
                 _report(f"exported {short_path(module)}")
         except ExportError as error:
             _report(f"not exported, the modules stay as they are:\n{error}")
 
     def _folders(self) -> tuple[set[Path], set[Path]]:
-        deep, flat = _watched_folders(self._app, self._project_dir)
-        return deep | self._more, flat
+        """Return the folders to watch that exist; the last ones while the project is unreadable."""
+        with contextlib.suppress(ExportError, OSError):
+            deep, flat = _watched_folders(self._app, self._project_dir)
+            self._roots, self._flat = deep | self._more, flat
+        return (
+            {folder for folder in self._roots if folder.is_dir()},
+            {folder for folder in self._flat if folder.is_dir()},
+        )
 
     def _fingerprints(self) -> dict[Path, bytes]:
         return _fingerprints(*self._folders())

@@ -9,6 +9,7 @@ __all__ = ['Write', 'StoreError', 'StoreConflict', 'explain_database_error', 'co
 # %% ../../nbs/store/20_database.ipynb #b08d73d5
 import asyncio
 import itertools
+import os
 import sqlite3
 import threading
 import time
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 
 from ..protocol.wire import RequestError
 from ..redaction import redact
+from ..settings import make_private_folder, open_private
 from .schema import SCHEMA_VERSION, sql, store_tables
 
 # %% ../../nbs/store/20_database.ipynb #66e3fa98
@@ -105,7 +107,7 @@ def _make_sqlite_engine(url: Any) -> "sql.Engine":
 
     if not url.database or url.database == ":memory:":
         raise StoreError("[store] url names no file: workers could not share such a database.")
-    Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    make_private_folder(Path(url.database).parent)
     arguments = {"timeout": _BUSY_SECONDS, "check_same_thread": False}
     engine = sql.create_engine(url, connect_args=arguments, pool_size=6, max_overflow=4)
 
@@ -175,6 +177,9 @@ def prepare_database(engine: "sql.Engine") -> None:
         StoreError: A newer version of the kit has made the database.
     """
     text = sql.text
+    if engine.dialect.name == "sqlite":
+        # SQLite gives its other files the mode of this one.
+        open_private(Path(engine.url.database or ""), "ab").close()
     with connect_to_write(engine) as connection, connection.begin():
         if engine.dialect.name == "postgresql":
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
@@ -251,6 +256,17 @@ def _store_batch(transact: Callable[..., Any], batch: list[_QueuedWrite]) -> Non
                 for untried in remaining:
                     untried.outcome = write.outcome
 
+# %% ../../nbs/store/20_database.ipynb #88ab1f02
+def _identify_file(engine: "sql.Engine") -> tuple[int, int] | None:
+    """Return what distinguishes the file of an SQLite database from others, None without one."""
+    if engine.dialect.name != "sqlite":
+        return None
+    try:
+        found = os.stat(engine.url.database or "")
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
 # %% ../../nbs/store/20_database.ipynb #3a7814b0
 _BATCH = 200
 _READERS = 4
@@ -274,6 +290,7 @@ class Database:
         self._url = url
         self._lock = threading.Lock()
         self._engine: sql.Engine | None = None
+        self._file: tuple[int, int] | None = None
         self._readers: ThreadPoolExecutor | None = None
         self._writer: ThreadPoolExecutor | None = None
         self._queue: deque[_QueuedWrite] = deque()
@@ -288,13 +305,24 @@ class Database:
                     prepare_database(engine)
                 except Exception as error:
                     raise explain_database_error(error) from error
-                self._engine = engine
+                self._engine, self._file = engine, _identify_file(engine)
             return self._engine
+
+    def _check_file(self, engine: "sql.Engine") -> None:
+        """Raise `StoreError` if the file of the database was deleted or replaced."""
+        if _identify_file(engine) != self._file:
+            raise StoreError(
+                "The store of responses was deleted or replaced while the server was running, so "
+                "that nothing can be stored: restart the server.",
+                detail=f"It was {engine.url.database}.",
+            )
 
     def read_now(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
         """Call `function(connection, *arguments)` in a transaction for reading; blocks."""
         try:
-            with self.open().connect() as connection, connection.begin():
+            engine = self.open()
+            self._check_file(engine)
+            with engine.connect() as connection, connection.begin():
                 return function(connection, *arguments)
         except Exception as error:
             raise explain_database_error(error) from error
@@ -302,8 +330,12 @@ class Database:
     def write_now(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
         """Call `function(connection, *arguments)` in a transaction for writing; blocks."""
         try:
-            with connect_to_write(self.open()) as connection, connection.begin():
-                return function(connection, *arguments)
+            engine = self.open()
+            self._check_file(engine)
+            with connect_to_write(engine) as connection, connection.begin():
+                result = function(connection, *arguments)
+            self._check_file(engine)  # Only what has a name is stored.
+            return result
         except Exception as error:
             raise explain_database_error(error) from error
 

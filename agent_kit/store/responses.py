@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NewResponse', 'EventBatch', 'add_events', 'get_events', 'insert_responses', 'add_responses', 'finish_response',
            'StoredResponse', 'get_response', 'ChainLink', 'Chain', 'get_chain', 'find_items', 'delete_response',
-           'expire_chains', 'used_bytes']
+           'expire_chains', 'newest_time', 'used_bytes']
 
 # %% ../../nbs/store/40_responses.ipynb #1410646d
 import time
@@ -269,6 +269,13 @@ def expire_chains(connection: "sql.Connection", older_than: float, limit: int = 
         connection.execute(sql.delete(items).where(items.c.response_id.in_(chunk)))
         connection.execute(sql.delete(table).where(table.c.id.in_(chunk)))
     return len(roots)
+
+
+def newest_time(connection: "sql.Connection") -> float:
+    """Return the time at which the store was last used, in seconds since 1970; 0 if it is new."""
+    responses, conversations = store_tables().responses, store_tables().conversations
+    queries = (sql.func.max(responses.c.created_at), sql.func.max(conversations.c.updated_at))
+    return max(connection.execute(sql.select(query)).scalar() or 0 for query in queries)
 
 
 def used_bytes(connection: "sql.Connection") -> int:

@@ -4,20 +4,20 @@
 
 # %% auto #0
 __all__ = ['Status', 'OWNER_TAG', 'OWNER_ATTRIBUTE', 'RequestTrace', 'start_trace', 'TraceNotFoundError', 'trace_tree',
-           'flush_traces', 'tracing_status', 'log_feedback', 'close_tracing', 'setup_mlflow', 'span']
+           'flush_traces', 'tracing_status', 'log_feedback', 'drain_leftovers', 'close_tracing', 'setup_mlflow', 'span']
 
 # %% ../../nbs/tracing/70_tracing.ipynb #bb92635e
 import json
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..redaction import redact
 from ..settings import Settings, get_settings
-from .drain import DrainState
+from .drain import DrainState, has_leftovers
 from .mlflow_capture import capture_mlflow_spans, collect_trace_info
 from .mlflow_setup import active_model_id, is_databricks, open_experiment
 from .mlflow_setup import setup_mlflow as setup_mlflow
@@ -90,6 +90,11 @@ class RequestTrace:
         self.trace_id = root.record.trace_id if root else ""
         self._root = root
         self._settings = settings
+
+    def set_session(self, session_id: str) -> None:
+        "Make the request part of a session of MLflow."
+        if self._root:
+            self._root.set_text("session.id", to_json(session_id).decode())
 
     @contextmanager
     def activate(self) -> Iterator[None]:
@@ -325,7 +330,8 @@ def log_feedback(
     recent, recorders = recent_traces.get(trace_id), list_recorders()
     settings = recent[0] if recent else recorders[-1].settings if recorders else get_settings()
     if not flush_traces(timeout):
-        raise TimeoutError(f"traces cannot be stored: {tracing_status()['error']}")
+        reason = tracing_status()["error"] or "MLflow is being opened, or slower than the requests"
+        raise TimeoutError(f"traces cannot be stored: {reason}")
     return _log_assessment(settings, trace_id, name, value, comment, user or "anonymous")
 
 
@@ -353,6 +359,13 @@ def _log_assessment(
     return client.log_assessment(trace_id, feedback).assessment_id or ""
 
 # %% ../../nbs/tracing/70_tracing.ipynb #aaf6a7f4
+def drain_leftovers(settings: Settings) -> None:
+    "Start a drain for the traces that an earlier process has left, if there are any."
+    if settings.mlflow.tracing and has_leftovers(settings.mlflow.spool_dir):
+        with suppress(OSError):  # No process can be started; the next trace tries again.
+            find_recorder(settings).supervisor.check()
+
+
 def close_tracing(timeout: float = 10) -> bool:
     """Close the spools, and wait for the drains that this process has started.
 

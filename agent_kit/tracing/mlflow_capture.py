@@ -25,6 +25,7 @@ from agent_kit.tracing.spans import (
     clean_span,
     current_span,
     follow_external_spans,
+    inline_attachment,
 )
 
 if TYPE_CHECKING:
@@ -249,6 +250,8 @@ def _keep_attachments(module: ModuleType) -> None:
     @functools.wraps(extract)
     def extract_attachments(self: Any, value: Any, extract_base64: bool) -> Any:
         ours = self._span.get_span_context().trace_id in _registered
+        if ours and isinstance(value, module.Attachment):
+            return inline_attachment(value)
         return extract(self, value, extract_base64 and not ours)
 
     live_span._extract_attachments = extract_attachments

@@ -11,11 +11,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..settings import Settings, SettingsError, get_settings
+from agent_kit.settings import (
+    Settings,
+    SettingsError,
+    get_settings,
+    make_private_folder,
+    open_private,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,8 +31,8 @@ if TYPE_CHECKING:
 @contextmanager
 def mlflow_lock(settings: Settings) -> Iterator[None]:
     "Hold the lock of this host for changes in the project's MLflow store."
-    settings.mlflow.spool_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (settings.mlflow.spool_dir / "mlflow.lock").open("w") as file:
+    make_private_folder(settings.mlflow.spool_dir)
+    with open_private(settings.mlflow.spool_dir / "mlflow.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -48,6 +54,13 @@ def is_databricks(settings: Settings) -> bool:
     return settings.mlflow.tracking_uri.startswith("databricks")
 
 
+def _make_database_private(tracking_uri: str) -> None:
+    "Create the file of an SQLite store, of which only its owner can read the traces."
+    if tracking_uri.startswith("sqlite:///"):
+        with suppress(OSError):  # MLflow reports what is wrong with it.
+            open_private(Path(tracking_uri.removeprefix("sqlite:///")), "ab").close()
+
+
 def open_experiment(settings: Settings) -> str:
     """Return the id of the experiment in the settings; it and its store are created on first use.
 
@@ -66,6 +79,7 @@ def open_experiment(settings: Settings) -> str:
         location = (settings.project_dir / "mlruns" / name).as_uri()
     label = f"experiment {name}"
     with mlflow_lock(settings):
+        _make_database_private(settings.mlflow.tracking_uri)
         client = client_class(settings.mlflow.tracking_uri, settings.mlflow.registry_uri)
         try:
             if settings.mlflow.experiment_id:

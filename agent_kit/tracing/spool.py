@@ -15,6 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..settings import make_private_folder
+
 # %% ../../nbs/tracing/10_spool.ipynb #5d6496ee
 _SUFFIX = ".jsonl"
 
@@ -104,7 +106,7 @@ class Spool:
         return True
 
     def _create_segment(self) -> int:
-        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private_folder(self.directory)
         path = self.directory / f"{time.time_ns():020d}-{os.getpid()}{_SUFFIX}"
         hidden = path.with_suffix(".new")
         flags = os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_WRONLY

@@ -227,12 +227,90 @@ def test_a_file_that_is_not_a_notebook_is_named(project: Path) -> None:
         export_notebooks(project)
 
 
+MERGED = """{
+<<<<<<< HEAD
+ "cells": []
+=======
+ "cells": [1]
+>>>>>>> theirs
+}"""
+NAMED = {
+    "nbs/latin.ipynb": b'{"cells": ["caf\xe9"]}',
+    "nbs/list.ipynb": b"[]",
+    "nbs/no_cells.ipynb": b"{}",
+    "nbs/merged.ipynb": MERGED.encode(),
+    "pyproject.toml": b"[project\n",
+    "./pyproject.toml": b"name = 'caf\xe9'\n",
+    ".//pyproject.toml": b"tool = 3\n",
+}
+
+
+@pytest.mark.parametrize("path", NAMED)
+def test_a_file_that_cannot_be_read_is_named(project: Path, path: str) -> None:
+    (project / path).write_bytes(NAMED[path])
+    with pytest.raises(ExportError, match=Path(path).name) as caught:
+        export_notebooks(project)
+    assert ("conflict" in str(caught.value)) == ("merged" in path)
+
+
+def test_a_notebook_in_which_a_merge_has_left_both_versions_is_named(project: Path) -> None:
+    export_notebooks(project)
+    module = project / "greeter/web/app.py"
+    before = module.read_text()
+    sources = ["`<<<<<<< HEAD`", "answer = 1", "`=======`", "answer = 2", "`>>>>>>> theirs`"]
+    cells = [mk_cell("#| default_exp web.app", id="default")]
+    for text in sources:
+        is_code = text.startswith("answer")
+        cells += [mk_cell(f"#| export\n{text}") if is_code else mk_cell(text, "markdown")]
+    write_nb(new_nb(cells), project / "nbs/web/10_app.ipynb")
+    with pytest.raises(ExportError, match=r"10_app\.ipynb, cell 2: .*conflict"):
+        export_notebooks(project)
+    assert module.read_text() == before
+
+
+def test_what_is_not_a_notebook_or_a_module_is_passed_over(project: Path) -> None:
+    cells = [mk_cell("#| default_exp tools", id="default"), mk_cell("#| export\nx = 1", id="x")]
+    write_nb(new_nb(cells), project / "nbs/00_tools.ipynb")
+    export_notebooks(project)
+    (project / "nbs/00_tools.ipynb").unlink()
+    (project / "nbs/link.ipynb").symlink_to("/nowhere/x.ipynb")
+    (project / "nbs/folder.ipynb").mkdir()
+    os.mkfifo(project / "nbs/pipe.ipynb")
+    (project / "greeter/folder.py").mkdir()
+    (project / "greeter/link.py").symlink_to("/nowhere/x.py")
+    (project / "greeter/old.py").write_bytes(b"# caf\xe9\n")
+    os.mkfifo(project / "greeter/pipe.py")
+    save_notebook(project, APP.format(reply="two"))
+    assert export_notebooks(project) == [project / "greeter/web/app.py"]
+    assert (project / "greeter/old.py").read_bytes() == b"# caf\xe9\n"
+    assert "x = 1" in (project / "greeter/tools.py").read_text()
+
+
+def test_a_module_that_is_not_utf8_is_written_again(project: Path) -> None:
+    export_notebooks(project)
+    module = project / "greeter/web/app.py"
+    text = module.read_text()
+    module.write_bytes(b"# caf\xe9\n")
+    os.utime(module, ns=(0, 0))
+    assert export_notebooks(project) == [module]
+    assert module.read_text() == text
+
+
 def test_an_edit_of_the_module_after_its_notebook_is_preserved(project: Path) -> None:
     export_notebooks(project)
     module = project / "greeter/web/app.py"
     module.write_text("edited = True\n")
     assert export_notebooks(project) == []
     assert module.read_text() == "edited = True\n"
+
+
+def test_a_notebook_that_is_saved_during_its_export_is_exported_next(project: Path) -> None:
+    notebook, module = project / "nbs/web/10_app.ipynb", project / "greeter/web/app.py"
+    during = notebook.stat().st_mtime_ns + 1_000_000
+    export_notebooks(project)
+    save_notebook(project, APP.format(reply="two"))
+    os.utime(notebook, ns=(during, during))
+    assert export_notebooks(project) == [module]
 
 
 def test_a_project_without_nbdev_has_nothing_to_export(tmp_path: Path) -> None:
@@ -288,6 +366,31 @@ def test_mistakes_leave_the_old_code_answering(project: Path) -> None:
         save_notebook(project, APP.format(reply="two"))
         supervisor.wait_for("the new code is serving")
         assert supervisor.ask() == "two"
+
+
+def test_no_state_of_the_folder_ends_the_server(project: Path) -> None:
+    with supervised(project) as supervisor:
+        supervisor.start()
+        (project / "pyproject.toml").write_text("[project\n")
+        supervisor.wait_for("pyproject.toml")
+        save_notebook(project, APP.format(reply="two"))
+        (project / "pyproject.toml").write_text(PYPROJECT)
+        supervisor.wait_for("the new code is serving")
+        assert supervisor.ask() == "two"
+        (project / "nbs").rename(project / "elsewhere")
+        (project / "greeter/link.py").symlink_to("/nowhere/x.py")
+        (project / "greeter/old.py").write_bytes(b"# caf\xe9\n")
+        supervisor.wait_for("the new code is serving")
+        (project / "elsewhere").rename(project / "nbs")
+        save_notebook(project, APP.format(reply="three"))
+        supervisor.wait_for("exported greeter/web/app.py")
+        supervisor.wait_for("the new code is serving")
+        assert supervisor.ask() == "three"
+        (project / "nbs/link.ipynb").symlink_to("/nowhere/x.ipynb")
+        (project / "nbs/folder.ipynb").mkdir()
+        save_notebook(project, APP.format(reply="four"))
+        supervisor.wait_for("the new code is serving")
+        assert supervisor.ask() == "four"
 
 
 def test_a_first_start_that_fails_waits_for_the_change(tmp_path: Path) -> None:

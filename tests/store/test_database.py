@@ -206,3 +206,77 @@ def test_a_store_that_cannot_be_reached_is_logged_once(tmp_path, caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "The store cannot be maintained: no server answers"
     ]
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+def test_a_store_that_is_deleted_or_replaced_is_noticed(tmp_path, caplog, how):
+    server, store = make_server(), tmp_path / ".agent_kit/store.db"
+    with server.serve() as url:
+        first = httpx2.post(f"{url}/v1/responses", json={"input": "Hi"}).json()["id"]
+        if how == "replaced":
+            other = make_engine(file_url(tmp_path))
+            prepare_database(other)
+            other.dispose()
+            (tmp_path / "store.db").replace(store)
+        else:
+            for file in store.parent.glob("store.db*"):
+                file.unlink()
+        refused = httpx2.post(f"{url}/v1/responses", json={"input": "Hi"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
+        assert "restart the server" in refused.json()["error"]["message"]
+        assert httpx2.get(f"{url}/v1/responses/{first}").status_code == 503
+        assert httpx2.get(f"{url}/ready").status_code == 503
+    assert str(store) in caplog.text
+    with server.serve() as url:
+        stored = httpx2.post(f"{url}/v1/responses", json={"input": "Hi"}).json()["id"]
+        assert httpx2.get(f"{url}/v1/responses/{stored}").status_code == 200
+
+
+def test_ready_asks_the_store():
+    with make_server(AGENT_KIT_STORE_URL="postgresql://ada@127.0.0.1:1/none").serve() as url:
+        refused = httpx2.get(f"{url}/ready")
+        assert (refused.status_code, "127.0.0.1" in refused.text) == (503, False)
+        assert httpx2.get(f"{url}/health").status_code == 200
+    with make_server().serve() as url:
+        assert httpx2.get(f"{url}/ready").json() == {"status": "ready"}
+        assert httpx2.get(f"{url}/ready?verbose").json()["store"] == "ready"
+    with make_server(AGENT_KIT_STORE_URL="none").serve() as url:
+        assert httpx2.get(f"{url}/ready?verbose").json()["store"] == "off"
+
+
+def test_cancel_is_refused_while_the_store_is_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_database, "_BUSY_SECONDS", 0.2)
+    with make_server().serve() as url:
+        endless = {"input": "count for ever", "background": True}
+        running = httpx2.post(f"{url}/v1/responses", json=endless).json()["id"]
+        with contextlib.closing(sqlite3.connect(tmp_path / ".agent_kit/store.db")) as other:
+            other.execute("BEGIN IMMEDIATE")
+            refused = httpx2.post(f"{url}/v1/responses/{running}/cancel", timeout=50)
+            other.rollback()
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_busy")
+
+
+def test_a_clock_that_is_ahead_at_the_start_deletes_nothing(tmp_path, monkeypatch):
+    server, now = make_server(), time.time()
+    with server.serve() as url:
+        path = f"{url}/v1/responses"
+        kept = httpx2.post(path, json={"input": "Hi"}).json()["id"]
+        talk = httpx2.post(f"{url}/v1/conversations", json={}).json()["id"]
+        with monkeypatch.context() as patched:
+            patched.setattr(time, "time", lambda: now + 1e8)
+            Supervisor(server.state.hub, StoreSettings(days=1), lambda run: None).expire()
+        assert httpx2.get(f"{path}/{kept}").status_code == 200
+        assert httpx2.get(f"{url}/v1/conversations/{talk}").status_code == 200
+
+
+def test_only_the_owner_can_read_the_store(tmp_path):
+    old = tmp_path / ".agent_kit"
+    old.mkdir(mode=0o755)
+    (old / "store.db").touch(mode=0o644)
+    with make_server().serve() as url:
+        httpx2.post(f"{url}/v1/responses", json={"input": "Hi"})
+        modes = {path.name: path.stat().st_mode & 0o777 for path in (old, *old.glob("store.db*"))}
+    assert modes == {
+        **{".agent_kit": 0o700, "store.db": 0o600},
+        **{"store.db-wal": 0o600, "store.db-shm": 0o600},
+    }

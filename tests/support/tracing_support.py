@@ -135,6 +135,11 @@ def serving(
         server.wait(60)
 
 
+def is_sound(port: int) -> bool:
+    """Whether MLflow's tracking server answers on a port."""
+    return _responds(f"http://127.0.0.1:{port}/health")
+
+
 def _responds(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=5):

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 from support.model_stand_in import ModelStandIn
-from support.tracing_support import drain_here, no_drain, serving, stored_trace, stored_traces, tree
+from support.tracing_support import (
+    drain_here,
+    no_drain,
+    run_script,
+    serving,
+    stored_trace,
+    stored_traces,
+    tree,
+)
 
 from agent_kit.settings import Settings
 
@@ -97,6 +105,35 @@ def test_spans_of_mlflow_are_in_the_trace(project: Settings, handler: str, impor
         assert plan.inputs == body["custom_inputs"]
         assert trace.info.tags["author"] == body["custom_inputs"]["name"]
     assert len(stored_traces(project)) == len(traces), "a span became a trace of its own"
+
+
+ATTACHMENTS = """
+import json
+import mlflow
+from mlflow.tracing.attachments import Attachment
+
+image = Attachment(content_type="image/png", content_bytes=b"\\x89PNG")
+film = Attachment(content_type="video/mp4", content_bytes=b"x" * 1_000_000)
+trace = start_trace("agent", inputs={"image": image})
+with trace.activate():
+    with mlflow.start_span("theirs") as step:
+        step.set_inputs({"images": [image, film]})
+    with span("ours") as step:
+        step.set_outputs(film)
+trace.finish(outputs=[image])
+print(json.dumps([[step["inputs"], step["outputs"]] for step in trace_tree(trace.trace_id)]))
+"""
+
+
+def test_an_attachment_is_in_the_trace_with_its_bytes(project: Settings) -> None:
+    with no_drain(project):
+        done = run_script(project, ATTACHMENTS)
+    assert done.returncode == 0, done.stderr
+    url, film = "data:image/png;base64,iVBORw==", "<1000000 bytes of video/mp4>"
+    root, theirs, ours = json.loads(done.stdout)
+    assert root == [{"image": url}, [url]]
+    assert theirs[0] == {"images": [url, film]}
+    assert ours[1] == film
 
 
 AUTOLOG = """

@@ -18,7 +18,7 @@ from support.tracing_support import (
     tree,
 )
 
-from agent_kit.context import RequestContext
+from agent_kit.context import RequestContext, current_context
 from agent_kit.server import create_server
 from agent_kit.settings import Settings
 from agent_kit.tracing import (
@@ -30,7 +30,7 @@ from agent_kit.tracing import (
     trace_tree,
     tracing_status,
 )
-from agent_kit.tracing.drain import Drain, DrainSupervisor
+from agent_kit.tracing.drain import Drain, DrainState, DrainSupervisor
 
 pytest_plugins = ["support.tracing_fixtures"]
 SECRET = "sk-1234567890abcdefghij"
@@ -114,6 +114,32 @@ def test_the_trace_of_a_disconnected_client_is_cancelled(settings: Settings, sto
     stored = stored_trace(settings, trace_id)
     assert stored.info.tags["agent_kit.status"] == "CANCELLED"
     assert "partial respon" in str(stored.data.spans[0].outputs)
+
+
+def test_a_chain_is_a_session_in_mlflow_as_a_conversation_is(settings: Settings) -> None:
+    server = create_server(settings=settings)
+
+    @server.invoke()
+    def answer(request):
+        return current_context().session_id or "none"
+
+    def ask(**body: object) -> tuple[str, str, object]:
+        answered = httpx2.post(f"{url}/v1/responses", json={"input": "Hi", **body}, timeout=30)
+        (root,) = trace_tree(answered.headers["x-mlflow-trace-id"])
+        body = answered.json()
+        text = body["output"][0]["content"][0]["text"]
+        return body["id"], text, root["attributes"].get("session.id")
+
+    with server.serve() as url:
+        first, *sessions = ask()
+        second, *more = ask(previous_response_id=first)
+        _, *last = ask(previous_response_id=second)
+        assert sessions == more == last == [first, first]
+        assert ask(store=False)[1:] == ("none", None)
+        named = {"previous_response_id": second, "custom_inputs": {"session_id": "tea"}}
+        assert ask(**named)[1:] == ("tea", "tea")
+        talk = httpx2.post(f"{url}/v1/conversations", json={}).json()["id"]
+        assert ask(conversation=talk)[1:] == (talk, talk)
 
 
 def test_the_trace_of_a_cancelled_request_is_cancelled(settings: Settings) -> None:
@@ -301,6 +327,23 @@ def test_only_the_latest_traces_are_in_memory(settings: Settings) -> None:
     with pytest.raises(TraceNotFoundError):
         trace_tree(ids[0])
     assert trace_tree(ids[1])
+
+
+def test_ready_reports_that_traces_cannot_be_stored_without_naming_hosts(
+    settings: Settings,
+) -> None:
+    server = create_server(settings=settings)
+    server.invoke()(lambda request: "Hello")
+    with server.serve() as url:
+        traced(settings)
+        assert httpx2.get(f"{url}/ready?verbose").json()["traces"]["error"] is None
+        DrainState(error="no answer from mlflow.internal").save(settings.mlflow.spool_dir)
+        ready = httpx2.get(f"{url}/ready?verbose")
+        assert ready.status_code == 200
+        assert ready.json()["traces"]["waiting_bytes"] > 0
+        assert "cannot be stored" in ready.json()["traces"]["error"]
+        assert "mlflow.internal" not in ready.text
+        assert httpx2.get(f"{url}/ready").json() == {"status": "ready"}
 
 
 def test_feedback_belongs_to_its_trace(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
