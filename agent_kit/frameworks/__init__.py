@@ -140,10 +140,10 @@ def model_failure(error: BaseException) -> ModelError | None:
         return None
     status = getattr(error, "status_code", None)
     if isinstance(status, int):
-        model, code = getattr(error, "model_name", ""), getattr(error, "code", None)
         reported = getattr(error, "body", None) or str(error)
         credentials = "check the key of the agent's own client"
-        return service_error(reported, status, code, model=model, credentials=credentials)
+        model = getattr(error, "model_name", "")
+        return service_error(reported, status, model=model, credentials=credentials)
     if any(name in type(error).__name__ for name in ("Connection", "Timeout")):
         message = "The model cannot be reached. Check the address of the agent's own client."
         return ModelError(message, 503, "model_unreachable")
