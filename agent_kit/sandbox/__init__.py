@@ -22,8 +22,6 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-import anyio.to_thread
-
 from .process import READY, Limits, LockedPython, locked_python
 
 _all_ = ["Limits"]
@@ -419,6 +417,8 @@ async def run_python_async(
     code: str, limits: Limits | None = None, *, engine: str | None = None
 ) -> Execution:
     """As `run_python`, without blocking the event loop; cancellation kills the child at once."""
+    import anyio.to_thread  # not above: a program is run by a Python that may lack it
+
     source, engine = await anyio.to_thread.run_sync(_check, code, engine, abandon_on_cancel=True)
     place = _queue.enter()
     try:

@@ -356,8 +356,7 @@ NONSENSE = {
         {"choices": [{"delta": {"content": 17}}]},
         {"choices": [{"delta": {"tool_calls": {"name": "f"}}}]},
         {"choices": [{"delta": {"tool_calls": ["f"]}}]},
-        {"choices": [{"delta": {"tool_calls": [{"function": {"arguments": "{}"}}]}}]},
-        {"choices": [{"delta": {"content": "x"}, "finish_reason": "bored"}]},
+        {"choices": [{"delta": {"tool_calls": [{"function": {"arguments": '{"a": 1}'}}]}}]},
         {"custom_outputs": 17},
         {"content": "x", "usage": {"prompt_tokens": "many"}},
         [
