@@ -78,7 +78,9 @@ _FORMER_PATHS = {
     "agent_kit.client": "agent_kit.server.in_process",
     "agent_kit.controls": "agent_kit.chat.controls",
     "agent_kit.datasets": "agent_kit.evaluate.datasets",
+    "agent_kit.mcp_tools": "agent_kit.tools.mcp",
     "agent_kit.model_interface": "agent_kit.models",
+    "agent_kit.python_exec": "agent_kit.tools.python_exec",
     "agent_kit.scorers": "agent_kit.evaluate.scorers",
 }
 
@@ -93,4 +95,13 @@ class _FormerPaths(MetaPathFinder, Loader):
         sys.modules[module.__name__] = import_module(_FORMER_PATHS[module.__name__])
 
 
+class _Package(ModuleType):
+    """The package, of which an imported module never hides a name: `python_exec` is a tool."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _MODULE_OF or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
 sys.meta_path.append(_FormerPaths())
+sys.modules[__name__].__class__ = _Package
