@@ -16,7 +16,6 @@ from typing import Any
 
 from .output import message_done
 from ..models.interface import ModelError
-from ..models.service import service_error
 from ..protocol import ResponsesRequest
 
 # %% ../../nbs/frameworks/70_frameworks.ipynb #b1496d66
@@ -140,6 +139,8 @@ def model_failure(error: BaseException) -> ModelError | None:
         return None
     status = getattr(error, "status_code", None)
     if isinstance(status, int):
+        from agent_kit.models.service import service_error  # imports an HTTP client
+
         reported = getattr(error, "body", None) or str(error)
         credentials = "check the key of the agent's own client"
         model = getattr(error, "model_name", "")

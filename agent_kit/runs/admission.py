@@ -36,6 +36,7 @@ class Place:
     def release(self) -> None:
         """Make room for another run."""
         admission, self.admission = self.admission, None
+        self.run = None  # it refers to its place, and only the collector would free such a pair
         if admission:
             admission.remove(self)
 

@@ -226,6 +226,7 @@ class DurableRun:
     def _close(self, log: RunLog) -> None:
         log.close()
         self.hub.live.pop(self.new.body["id"], None)
+        self.run.on_abandoned = None
         self.run.place.release()
 
     def _appended(self, body: dict[str, Any]) -> Appended | None:

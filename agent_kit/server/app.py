@@ -22,7 +22,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .. import __version__
 from ..protocol import OPENAI_RESPONSES, REQUESTS
 from ..runs.service import AgentService
-from ..sandbox import sandbox_status_async
 from .endpoint import AgentEndpoint, read_json
 from agent_kit.server.middleware import (
     TOKEN_VARIABLE,
@@ -114,6 +113,7 @@ class InfoRoutes:
 
     async def info(self) -> dict[str, Any]:
         """Describe the agent: its name, task type, title, icon, features and sandbox."""
+        from agent_kit.sandbox import sandbox_status_async
         from agent_kit.tools.python_exec import describe_python_exec
 
         settings, task = self._service.settings, self._service.task
