@@ -71,30 +71,7 @@ def adapt(agent: Any) -> Callable[[ResponsesRequest], Any]:
         raise TypeError(f"the server can use {_KNOWN}; got {agent!r:.100}")
     if "messages" not in inspect.signature(agent).parameters:
         return agent
-    return _of_messages(agent)
-
-
-def _of_messages(function: Callable[..., Any]) -> Callable[[ResponsesRequest], Any]:
-    if inspect.isasyncgenfunction(function):
-
-        async def stream(request: ResponsesRequest) -> Any:
-            async for chunk in function(request.messages):
-                yield chunk
-
-        return stream
-    if inspect.isgeneratorfunction(function):
-
-        def read(request: ResponsesRequest) -> Any:
-            yield from function(request.messages)
-
-        return read
-    if inspect.iscoroutinefunction(function):
-
-        async def answer(request: ResponsesRequest) -> Any:
-            return await function(request.messages)
-
-        return answer
-    return lambda request: function(request.messages)
+    return lambda request: agent(request.messages)
 
 
 def log_spans(agent: object) -> None:

@@ -6,7 +6,7 @@
 __all__ = ['messages_in', 'Reader', 'run_langgraph', 'run_langchain']
 
 # %% ../../nbs/frameworks/30_langchain.ipynb #d6c3f996
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,7 @@ class _GrowingMessage:
         events = []
         for block in chunk.content_blocks:
             if text := self.texts.get(block["type"]):
-                events += text.add(block.get(text.kind if text.kind == "reasoning" else "text", ""))
+                events += text.add(block.get(block["type"], ""))
         return events
 
     def end(self) -> list[Chunk]:
@@ -154,7 +154,17 @@ def _config() -> dict[str, Any]:
     return {"configurable": {"thread_id": context.request_id if context else "1"}}
 
 
-async def run_langgraph(graph: Any, request: ResponsesRequest) -> Chunks:
+async def _read(parts: AsyncGenerator[Any, None]) -> Chunks:
+    reader = Reader()
+    async with aclosing(parts):  # else a caller who leaves would not stop the agent
+        async for part in parts:
+            for chunk in reader.read(part):
+                yield chunk
+    for chunk in reader.finish():
+        yield chunk
+
+
+def run_langgraph(graph: Any, request: ResponsesRequest) -> Chunks:
     """Answer a request with a compiled graph of LangGraph, such as an agent of LangChain.
 
     Args:
@@ -165,19 +175,11 @@ async def run_langgraph(graph: Any, request: ResponsesRequest) -> Chunks:
         RequestError: The caller brings tools or a form of the answer.
     """
     refuse_tools_and_form(request, "LangGraph")
-    messages, reader = request.langchain_messages(), Reader()
-    parts = graph.astream(
-        {"messages": messages}, config=_config(), stream_mode=["messages", "updates"]
-    )
-    async with aclosing(parts):  # else a caller who leaves would not stop the graph
-        async for part in parts:
-            for chunk in reader.read(part):
-                yield chunk
-    for chunk in reader.finish():
-        yield chunk
+    state = {"messages": request.langchain_messages()}
+    return _read(graph.astream(state, config=_config(), stream_mode=["messages", "updates"]))
 
 
-async def run_langchain(runnable: Any, request: ResponsesRequest) -> Chunks:
+def run_langchain(runnable: Any, request: ResponsesRequest) -> Chunks:
     """Answer a request with a LangChain runnable that takes messages, such as a chat model.
 
     Args:
@@ -188,10 +190,4 @@ async def run_langchain(runnable: Any, request: ResponsesRequest) -> Chunks:
         RequestError: The caller brings tools or a form of the answer.
     """
     refuse_tools_and_form(request, "LangChain")
-    reader = Reader()
-    async with aclosing(runnable.astream(request.langchain_messages())) as parts:
-        async for part in parts:
-            for chunk in reader.read(part):
-                yield chunk
-    for chunk in reader.finish():
-        yield chunk
+    return _read(runnable.astream(request.langchain_messages()))

@@ -8,7 +8,7 @@ __all__ = ['Reader', 'convert_tools', 'run_openai_agent']
 # %% ../../nbs/frameworks/20_openai_agents.ipynb #52a52eef
 from typing import TYPE_CHECKING, Any
 
-from .output import Chunk, Chunks, refuse_tools_and_form, usage_of
+from .output import Chunk, Chunks, refuse_tools_and_form, settings_of, usage_of
 from ..models.interface import item_done, text_delta, turn_ended
 from ..protocol import ResponsesRequest
 from ..protocol.output_items import plain
@@ -100,10 +100,9 @@ _SETTINGS = {
 def _run_config(request: ResponsesRequest) -> "RunConfig":
     from agents import ModelSettings, RunConfig
 
-    sent = {name: getattr(request, name) for name in _SETTINGS if name in request.model_fields_set}
-    settings: dict[str, Any] = {_SETTINGS[name]: value for name, value in sent.items()}
-    # Without it a stream of chat completions counts no tokens.
-    return RunConfig(model_settings=ModelSettings(include_usage=True, **settings))
+    # Without include_usage a stream of chat completions counts no tokens.
+    settings = ModelSettings(include_usage=True, **settings_of(request, _SETTINGS))
+    return RunConfig(model_settings=settings)
 
 
 async def run_openai_agent(agent: "Agent[Any]", request: ResponsesRequest) -> Chunks:
@@ -125,10 +124,8 @@ async def run_openai_agent(agent: "Agent[Any]", request: ResponsesRequest) -> Ch
     items: Any = list(request.input)
     if request.instructions:
         items.insert(0, {"role": "system", "content": request.instructions})
-    run, reader = (
-        Runner.run_streamed(agent, items, run_config=_run_config(request)),
-        Reader(request),
-    )
+    run = Runner.run_streamed(agent, items, run_config=_run_config(request))
+    reader = Reader(request)
     try:
         async for event in run.stream_events():
             for chunk in reader.read(event):

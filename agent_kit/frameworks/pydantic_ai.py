@@ -17,6 +17,7 @@ from agent_kit.frameworks.output import (
     message_done,
     output_done,
     refuse_tools_and_form,
+    settings_of,
     usage_of,
 )
 from ..models.interface import turn_ended
@@ -169,8 +170,7 @@ async def run_pydantic_ai(agent: "Agent[Any, Any]", request: ResponsesRequest) -
     from pydantic_ai.capabilities import ReinjectSystemPrompt
 
     refuse_tools_and_form(request, "pydantic-ai")
-    sent = {name: getattr(request, name) for name in _SETTINGS if name in request.model_fields_set}
-    settings: Any = {_SETTINGS[name]: value for name, value in sent.items()}
+    settings: Any = settings_of(request, _SETTINGS)
     reader = Reader(request)
     run = agent.run_stream_events(
         message_history=history_of(request),

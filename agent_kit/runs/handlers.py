@@ -184,7 +184,7 @@ class Registry:
     def resumable(self) -> bool:
         """Whether an orphaned run may be run again."""
         handlers = (*self.agents.values(), self.stream_handler or self.invoke_handler)
-        return all(handler.resumable for handler in handlers if handler)
+        return bool(self) and all(handler.resumable for handler in handlers if handler)
 
     def find(self, *, streamed: bool, model: str | None = None) -> Handler | None:
         """Return the function that answers a request.

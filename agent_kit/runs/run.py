@@ -69,7 +69,7 @@ def explain_failure(error: BaseException, request_id: str) -> RequestError:
         # A provider that refuses the kit's own key is not the caller's fault: 401 becomes 502.
         status = error.status if error.status in (400, 404, 413, 429, 503, 504) else 502
         failure = RequestError(error.message, status=status, type="model_error", code=error.code)
-        return _with_retry_after(failure, getattr(error, "retry_after", None))
+        return _with_retry_after(failure, error.retry_after)
     message = f"The agent failed. The server's log has the details of request {request_id}."
     return RequestError(message, status=500, type="server_error", code="server_error")
 

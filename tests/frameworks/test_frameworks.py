@@ -369,6 +369,38 @@ def test_a_chat_model_of_langchain_is_an_agent() -> None:
     assert response.output_text == "Hello."
 
 
+def returns(messages: Any) -> str:
+    return messages[-1]["content"].upper()
+
+
+def yields(messages: Any) -> Iterator[str]:
+    yield from messages[-1]["content"].upper()
+
+
+async def returns_async(messages: Any) -> str:
+    return messages[-1]["content"].upper()
+
+
+async def yields_async(messages: Any) -> Any:
+    for letter in messages[-1]["content"].upper():
+        yield letter
+
+
+@pytest.mark.parametrize("function", [returns, yields, returns_async, yields_async])
+def test_a_function_of_the_messages_is_an_agent(function: Callable[..., Any]) -> None:
+    server = new_server()
+    server.use(function)
+    response, _ = talk(server, lambda client: streamed(client, input="Hello"))
+    assert response.output_text == "HELLO"
+
+
+def test_a_server_without_agents_repeats_no_run() -> None:
+    server = new_server()
+    assert not server.registry.resumable
+    server.use(returns, resumable=True)
+    assert server.registry.resumable
+
+
 def test_of_several_agents_the_request_names_one() -> None:
     server = new_server()
     server.use({"helper": lambda messages: "I help.", "analyst": lambda messages: "I analyse."})

@@ -93,9 +93,7 @@ def test_agents_of_mlflow_answer_with_the_whole_conversation() -> None:
         assert two_turns(agent) == ["1 items so far.", "3 items so far."], type(agent).__name__
 
 
-def test_a_logged_model_answers_by_its_address(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_logged_model_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
